@@ -1,0 +1,149 @@
+//! What the frames say.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// From the host to the guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToGuest {
+    /// First on every connection.
+    Hello { version: u32, outputs: Vec<OutputPosition> },
+    /// The task to run. Sent once; a guest that already has one answers with an `Error` and goes on.
+    Run { task: Box<TaskSpec> },
+    /// Everything of this stream below `offset` is stored; the guest may forget it.
+    Ack { container: String, stream: Stream, offset: u64 },
+    /// Stop a container: its stop signal now, SIGKILL after the grace time.
+    Stop { container: String, grace_ms: u64 },
+    /// Send a signal to the container's first process.
+    Signal { container: String, signal: i32 },
+    /// Flush the disks and power off.
+    PowerOff,
+}
+
+/// From the guest to the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToHost {
+    /// First on every connection.
+    Hello {
+        version: u32,
+        init_version: String,
+        /// Milliseconds from the guest's boot to `berth-init` being ready.
+        ready_ms: u64,
+        /// Whether a task was given already.
+        has_task: bool,
+        containers: Vec<ContainerStatus>,
+    },
+    /// A container changed its state.
+    Container { status: ContainerStatus },
+    /// The guest could not do what it was told.
+    Error { message: String },
+}
+
+/// Up to which byte a stream is stored by the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputPosition {
+    pub container: String,
+    pub stream: Stream,
+    pub offset: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// What a container is doing, as the guest knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    pub name: String,
+    #[serde(flatten)]
+    pub state: ContainerState,
+}
+
+/// Times are milliseconds since the Unix epoch by the guest's clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ContainerState {
+    Running {
+        pid: u32,
+        started_at_ms: u64,
+    },
+    /// Never ran; `reason` is one line.
+    StartFailed {
+        reason: String,
+    },
+    /// Ended, and every byte it wrote was read: the last offsets of its two streams are final.
+    Exited {
+        /// 0 to 255; 128 + signal when a signal ended it.
+        exit_code: i32,
+        signal: Option<i32>,
+        /// The kernel killed a process of this container because its memory limit was reached.
+        oom_killed: bool,
+        started_at_ms: u64,
+        finished_at_ms: u64,
+        stdout_bytes: u64,
+        stderr_bytes: u64,
+    },
+}
+
+/// A task: the machine-wide part and its containers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    pub task_id: String,
+    pub hostname: String,
+    pub network: Option<NetworkSpec>,
+    /// Cap of all containers together, in bytes (`memory.max` of the parent cgroup).
+    pub memory_bytes: u64,
+    /// Cap on processes of all containers together (`pids.max`).
+    pub pids: u64,
+    /// Serial number of the writable ext4 block device; each container's upper layer lives in a folder of it.
+    pub scratch_drive: String,
+    pub containers: Vec<ContainerSpec>,
+}
+
+/// `eth0`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    pub address: Ipv4Addr,
+    pub prefix_len: u8,
+    pub gateway: Ipv4Addr,
+    pub dns_servers: Vec<Ipv4Addr>,
+    pub search_domains: Vec<String>,
+    pub mtu: u16,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    pub name: String,
+    /// Serial number of the read-only EROFS block device with its root file system.
+    pub image_drive: String,
+    /// Program and arguments; never empty. The program is looked up in the container's `PATH`.
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// Absolute; made if missing.
+    pub working_dir: String,
+    /// `user`, `user:group`, `uid`, `uid:gid` or empty for root; names come from the image's own files.
+    pub user: String,
+    /// `SIGTERM` and so on, or a number.
+    pub stop_signal: String,
+    pub readonly_root: bool,
+    /// Capabilities on top of the default set, such as `CAP_SYS_PTRACE`.
+    pub capabilities_add: Vec<String>,
+    /// Capabilities taken from the default set; `ALL` for every one.
+    pub capabilities_drop: Vec<String>,
+    /// Soft and hard limit of open files.
+    pub nofile: (u64, u64),
+    /// Cap of this container alone, in bytes; none means the task's.
+    pub memory_bytes: Option<u64>,
+    /// Relative share of the CPU (`cpu.weight` is derived from it); none means the default.
+    pub cpu_shares: Option<u64>,
+    /// Whether a small init runs as pid 1 of the container and reaps for it.
+    pub init_process: bool,
+}

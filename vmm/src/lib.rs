@@ -1,0 +1,8 @@
+//! berth-vmm: one process, one microVM.
+//!
+//! What is here: the machine (`arch`, `devices`, `machine`), its configuration (`config`), its control protocol
+//! (`control`) and the client side of that protocol (`client`), which the runtime uses.
+//! What is not here: containers, images, tasks, networks. A machine knows only the descriptors it was handed.
+
+pub mod config;
+pub mod control;
