@@ -1,0 +1,115 @@
+//! Task definitions: what a task is to be. Values only; the rules that a definition must keep are checked by the API
+//! before it gets here.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{NameValue, Tag, Timestamp};
+
+/// Default ephemeral storage of a task in GiB.
+pub const DEFAULT_EPHEMERAL_STORAGE_GIB: u32 = 20;
+/// Default and largest time between the stop signal and SIGKILL, in seconds.
+pub const DEFAULT_STOP_TIMEOUT_S: u32 = 30;
+
+/// `family:revision`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DefinitionId {
+    pub family: String,
+    pub revision: u32,
+}
+
+impl std::fmt::Display for DefinitionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.family, self.revision)
+    }
+}
+
+/// What the author of a definition says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefinitionSpec {
+    /// 1024 units are one vCPU.
+    pub cpu_units: u32,
+    pub memory_mib: u32,
+    /// None means [`DEFAULT_EPHEMERAL_STORAGE_GIB`].
+    pub ephemeral_storage_gib: Option<u32>,
+    pub execution_role_arn: Option<String>,
+    pub task_role_arn: Option<String>,
+    pub network_mode: Option<String>,
+    pub requires_compatibilities: Vec<String>,
+    /// `LINUX`, where said.
+    pub operating_system_family: Option<String>,
+    /// `X86_64`, where said.
+    pub cpu_architecture: Option<String>,
+    pub containers: Vec<ContainerDefinition>,
+}
+
+/// A registered revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskDefinition {
+    pub id: DefinitionId,
+    pub status: DefinitionStatus,
+    pub spec: DefinitionSpec,
+    pub tags: Vec<Tag>,
+    pub registered_at: Timestamp,
+    pub registered_by: String,
+    pub deregistered_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DefinitionStatus {
+    Active,
+    Inactive,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerDefinition {
+    pub name: String,
+    pub image: String,
+    pub essential: bool,
+    /// CPU shares within the task; 0 when not said.
+    pub cpu: u32,
+    pub memory_mib: Option<u32>,
+    pub memory_reservation_mib: Option<u32>,
+    pub entry_point: Option<Vec<String>>,
+    pub command: Option<Vec<String>>,
+    pub environment: Vec<NameValue>,
+    pub working_directory: Option<String>,
+    pub user: Option<String>,
+    pub readonly_root_filesystem: bool,
+    pub port_mappings: Vec<PortMapping>,
+    pub stop_timeout_s: Option<u32>,
+    pub start_timeout_s: Option<u32>,
+    pub ulimits: Vec<Ulimit>,
+    pub init_process_enabled: Option<bool>,
+    pub capabilities_add: Vec<String>,
+    pub capabilities_drop: Vec<String>,
+    pub docker_labels: BTreeMap<String, String>,
+    pub log: Option<LogConfiguration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    pub container_port: u16,
+    pub host_port: Option<u16>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    pub name: Option<String>,
+    pub app_protocol: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    pub name: String,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// `logConfiguration`; the driver is `awslogs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogConfiguration {
+    pub group: String,
+    pub stream_prefix: String,
+    /// All options as given, the two above among them.
+    pub options: BTreeMap<String, String>,
+}

@@ -1,0 +1,216 @@
+//! Tasks: the record that is stored and described.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::definition::DefinitionId;
+use super::{NameValue, Tag, Timestamp};
+
+/// 32 lower-case hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskId(String);
+
+impl TaskId {
+    /// A new random id.
+    pub fn random() -> TaskId {
+        TaskId(format!("{:032x}", rand::random::<u128>()))
+    }
+    /// None unless `text` is 32 lower-case hex digits.
+    pub fn parse(text: &str) -> Option<TaskId> {
+        let well_formed = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        well_formed.then(|| TaskId(text.to_owned()))
+    }
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for TaskId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The life of a task, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TaskStatus {
+    Provisioning,
+    Pending,
+    Activating,
+    Running,
+    Deactivating,
+    Stopping,
+    Deprovisioning,
+    Stopped,
+}
+
+impl TaskStatus {
+    /// `RUNNING` and so on.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TaskStatus::Provisioning => "PROVISIONING",
+            TaskStatus::Pending => "PENDING",
+            TaskStatus::Activating => "ACTIVATING",
+            TaskStatus::Running => "RUNNING",
+            TaskStatus::Deactivating => "DEACTIVATING",
+            TaskStatus::Stopping => "STOPPING",
+            TaskStatus::Deprovisioning => "DEPROVISIONING",
+            TaskStatus::Stopped => "STOPPED",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum DesiredStatus {
+    Running,
+    Stopped,
+}
+
+/// `stopCode` of the ECS API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopCode {
+    TaskFailedToStart,
+    EssentialContainerExited,
+    UserInitiated,
+    ServiceSchedulerInitiated,
+    SpotInterruption,
+    TerminationNotice,
+}
+
+impl StopCode {
+    /// The API's own spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StopCode::TaskFailedToStart => "TaskFailedToStart",
+            StopCode::EssentialContainerExited => "EssentialContainerExited",
+            StopCode::UserInitiated => "UserInitiated",
+            StopCode::ServiceSchedulerInitiated => "ServiceSchedulerInitiated",
+            StopCode::SpotInterruption => "SpotInterruption",
+            StopCode::TerminationNotice => "TerminationNotice",
+        }
+    }
+}
+
+/// Why a task stops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopCause {
+    pub code: StopCode,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    pub id: TaskId,
+    pub cluster: String,
+    pub definition: DefinitionId,
+    /// With task-level overrides applied.
+    pub cpu_units: u32,
+    pub memory_mib: u32,
+    pub ephemeral_storage_gib: u32,
+    pub overrides: Overrides,
+    pub group: String,
+    pub started_by: Option<String>,
+    pub enable_execute_command: bool,
+    pub tags: Vec<Tag>,
+    pub status: TaskStatus,
+    pub desired_status: DesiredStatus,
+    pub stop: Option<StopCause>,
+    pub containers: Vec<Container>,
+    pub eni: Eni,
+    /// Grows by one with every change that can be seen from outside.
+    pub version: u64,
+    pub created_at: Timestamp,
+    pub connectivity_at: Option<Timestamp>,
+    pub pull_started_at: Option<Timestamp>,
+    pub pull_stopped_at: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
+    pub stopping_at: Option<Timestamp>,
+    pub execution_stopped_at: Option<Timestamp>,
+    pub stopped_at: Option<Timestamp>,
+}
+
+/// `overrides` of RunTask, as given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overrides {
+    pub cpu_units: Option<u32>,
+    pub memory_mib: Option<u32>,
+    pub ephemeral_storage_gib: Option<u32>,
+    pub execution_role_arn: Option<String>,
+    pub task_role_arn: Option<String>,
+    pub containers: Vec<ContainerOverride>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerOverride {
+    pub name: String,
+    pub command: Option<Vec<String>>,
+    pub environment: Vec<NameValue>,
+    pub cpu: Option<u32>,
+    pub memory_mib: Option<u32>,
+    pub memory_reservation_mib: Option<u32>,
+}
+
+/// A container of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    pub name: String,
+    pub image: String,
+    /// Of the manifest, once pulled: `sha256:…`.
+    pub image_digest: Option<String>,
+    /// 32 hex digits of the task id, a dash, and a number: the container's own id.
+    pub runtime_id: String,
+    pub essential: bool,
+    pub status: ContainerStatus,
+    pub exit_code: Option<i32>,
+    pub reason: Option<String>,
+    pub cpu: u32,
+    pub memory_mib: Option<u32>,
+    pub memory_reservation_mib: Option<u32>,
+    /// The log stream it writes to, where it has the awslogs driver.
+    pub log: Option<LogTarget>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogTarget {
+    pub group: String,
+    pub stream: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ContainerStatus {
+    Pending,
+    Running,
+    Stopped,
+}
+
+impl ContainerStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ContainerStatus::Pending => "PENDING",
+            ContainerStatus::Running => "RUNNING",
+            ContainerStatus::Stopped => "STOPPED",
+        }
+    }
+}
+
+/// The task's network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eni {
+    /// `eni-` and 17 hex digits.
+    pub id: String,
+    /// The attachment's own id, a UUID.
+    pub attachment_id: String,
+    pub subnet_id: String,
+    pub vpc_id: String,
+    pub address: Ipv4Addr,
+    /// `02:…`, lower case, colons.
+    pub mac: String,
+    pub security_groups: Vec<String>,
+    /// `assignPublicIp: ENABLED`: the task may reach the internet through the host's uplink.
+    pub internet: bool,
+}
