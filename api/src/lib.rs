@@ -1,1 +1,24 @@
-//! Placeholder.
+//! berth-api: the HTTP server that AWS's clients talk to, and the `berth` command.
+//!
+//! A request goes through [`server`] (connections, limits), [`auth`] (whose it is), `app` (which service) and then
+//! `ecs`, `logs` or `berth`, each of which decodes, asks the [`berth_runtime::Runtime`], and encodes. ARNs, HTTP and
+//! AWS's names of errors live here and nowhere else; what a task is, and all state, lives in the runtime.
+
+pub mod app;
+pub mod arn;
+pub mod auth;
+mod berth;
+pub mod cli;
+pub mod credentials;
+mod decode;
+mod ecs;
+pub mod error;
+mod logs;
+mod operations;
+mod other;
+mod page;
+pub mod reply;
+pub mod server;
+
+pub use app::App;
+pub use credentials::Credentials;

@@ -3,8 +3,17 @@
 //! The way in is [`Runtime`]. What is not here: HTTP, ARNs, AWS's names of errors (they are `berth-api`'s), and the
 //! machine itself (`berth-vmm`, a process of its own, of which this crate uses the client).
 
+pub mod cgroup;
 pub mod clock;
+pub mod image;
+mod logs;
+mod machine;
+mod metering;
 pub mod model;
+pub mod network;
 pub mod runtime;
+mod state;
+mod store;
+mod task;
 
 pub use runtime::{Runtime, RuntimeConfig, RuntimeError};

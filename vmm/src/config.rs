@@ -3,6 +3,8 @@
 //! The parent opens everything, leaves the descriptors open across `exec`, and passes this structure as JSON on the
 //! descriptor named by `--config-fd`. The machine opens no path, before or after it starts.
 
+pub mod validate;
+
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};

@@ -4,5 +4,16 @@
 //! (`control`) and the client side of that protocol (`client`), which the runtime uses.
 //! What is not here: containers, images, tasks, networks. A machine knows only the descriptors it was handed.
 
+pub mod arch;
+pub mod bus;
+pub mod client;
 pub mod config;
 pub mod control;
+pub mod devices;
+pub mod ending;
+pub mod handed;
+pub mod machine;
+pub mod memory;
+pub mod metrics;
+pub mod positioned;
+pub mod vcpu;

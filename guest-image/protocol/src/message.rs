@@ -10,11 +10,18 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToGuest {
     /// First on every connection.
-    Hello { version: u32, outputs: Vec<OutputPosition> },
+    Hello {
+        version: u32,
+        outputs: Vec<OutputPosition>,
+    },
     /// The task to run. Sent once; a guest that already has one answers with an `Error` and goes on.
     Run { task: Box<TaskSpec> },
     /// Everything of this stream below `offset` is stored; the guest may forget it.
-    Ack { container: String, stream: Stream, offset: u64 },
+    Ack {
+        container: String,
+        stream: Stream,
+        offset: u64,
+    },
     /// Stop a container: its stop signal now, SIGKILL after the grace time.
     Stop { container: String, grace_ms: u64 },
     /// Send a signal to the container's first process.

@@ -131,6 +131,9 @@ pub struct Task {
     pub stopping_at: Option<Timestamp>,
     pub execution_stopped_at: Option<Timestamp>,
     pub stopped_at: Option<Timestamp>,
+    /// The end of execution was not seen; `execution_stopped_at` is the daemon's last heartbeat before it.
+    #[serde(default)]
+    pub ended_at_heartbeat: bool,
 }
 
 /// `overrides` of RunTask, as given.

@@ -7,11 +7,11 @@ use super::nft::NftError;
 /// A failure to build, change or remove a part of the network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    #[error("name prefix {0:?} is not 1 to 6 lowercase letters and digits")]
+    #[error("name prefix {0:?} is not 1 to 8 lowercase letters and digits")]
     Prefix(String),
     #[error("id {0:?} is not 1 to 64 letters, digits and dashes")]
     Id(String),
-    #[error("cidr {0} of a vpc or subnet is not between /16 and /28")]
+    #[error("cidr {0} of a vpc or subnet is not a network address of size /16 to /28")]
     CidrSize(ipnet::Ipv4Net),
     #[error("subnet {subnet} ({cidr}) does not lie inside its vpc {vpc}")]
     SubnetOutsideVpc { subnet: String, cidr: ipnet::Ipv4Net, vpc: String },
@@ -19,6 +19,8 @@ pub enum NetworkError {
     SubnetOverlap { subnet: String, cidr: ipnet::Ipv4Net, other: String },
     #[error("vpc index {index} is taken by vpc {other}")]
     IndexInUse { index: u16, other: String },
+    #[error("vpc {0} is set up already, in another way")]
+    VpcDiffers(String),
     #[error("no vpc {0} has been set up")]
     UnknownVpc(String),
     #[error("no subnet {0} has been set up")]

@@ -10,16 +10,18 @@ use super::NetworkError;
 pub(super) const TRANSIT: &str = "transit";
 /// How the name of every tap begins.
 pub(super) const TAP: &str = "bt";
+/// How the name of every bridge begins.
+pub(super) const BRIDGE: &str = "bb";
 
 /// The part of every name by which two daemons on one host are told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// Six characters at most, so that a host link's name fits the kernel's 15. Never a dash, which ends the prefix.
+    /// Eight characters at most, so that a host link's name fits the kernel's 15. Never a dash, which ends the prefix.
     pub(super) fn new(prefix: &str) -> Result<Self, NetworkError> {
         let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        if prefix.is_empty() || prefix.len() > 6 || !prefix.bytes().all(fine) {
+        if prefix.is_empty() || prefix.len() > 8 || !prefix.bytes().all(fine) {
             return Err(NetworkError::Prefix(prefix.to_owned()));
         }
         Ok(Self(prefix.to_owned()))
@@ -56,7 +58,7 @@ pub(super) fn tap(eni_id: &str) -> String {
 
 /// The bridge of a subnet.
 pub(super) fn bridge(subnet_id: &str) -> String {
-    format!("bb{}", digest(subnet_id))
+    format!("{BRIDGE}{}", digest(subnet_id))
 }
 
 /// Ids become parts of file names, rule set names and messages, so they are bound before use.
@@ -78,7 +80,7 @@ mod tests {
 
     #[test]
     fn every_name_fits_an_interface_name() {
-        let prefix = Prefix::new("berth0").unwrap();
+        let prefix = Prefix::new("berth012").unwrap();
         assert!(prefix.host_link(u16::MAX).len() <= 15);
         assert_eq!(tap("eni-0123456789abcdef0").len(), 12);
         assert_eq!(bridge("subnet-0123456789abcdef0").len(), 12);

@@ -8,6 +8,9 @@
 //! while nobody is attached are accepted by the device and wait (bounded) for the next one to attach, so a daemon
 //! that restarts loses none.
 
+pub(crate) mod packet;
+pub mod server;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::ExitReason;
@@ -85,6 +88,8 @@ pub struct Metrics {
     pub exits_io: u64,
     pub exits_mmio: u64,
     pub exits_other: u64,
+    /// Accesses to memory or ports where no device is.
+    pub unclaimed_accesses: u64,
     pub block_read_bytes: u64,
     pub block_write_bytes: u64,
     pub block_read_ops: u64,

@@ -1,0 +1,118 @@
+//! The command line: what can be said, and who carries it out. `serve`, `doctor` and `version` work on this machine;
+//! every other command is a client of the daemon's HTTP API and can run anywhere.
+
+mod bill;
+mod client;
+mod describe;
+mod doctor;
+mod follow;
+mod logs;
+mod output;
+mod progress;
+mod ps;
+mod run;
+mod serve;
+mod stop;
+mod table;
+mod task;
+mod time;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a shell makes of a program that a SIGINT ended.
+const EXIT_INTERRUPTED: u8 = 130;
+
+#[derive(Parser)]
+#[command(
+    name = "berth",
+    version,
+    about = "A Fargate for your own metal: containers as tasks, each in its own microVM, behind the ECS API",
+    after_help = "\
+Examples:
+  sudo berth doctor                          # can this machine run tasks?
+  sudo berth serve                           # the daemon; prints the exports that clients need
+  berth run busybox echo hello               # run a task, see its output, get its exit code
+  berth run -d --name web -e PORT=80 nginx   # run it in the background
+  berth ps                                   # what runs
+  berth logs -f 3f2a                         # any unique beginning of a task id will do
+  berth bill --since 1h                      # what it cost
+
+The aws CLI and the AWS SDKs work too: paste the exports that `berth serve` prints, then
+  aws ecs list-tasks",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon: API, scheduler and meter (needs root and /dev/kvm)
+    Serve(serve::ServeArgs),
+    /// Run an image as a task, show its output and exit with its exit code
+    Run(run::RunArgs),
+    /// List tasks
+    Ps(ps::PsArgs),
+    /// Show what a task's container wrote
+    Logs(logs::LogsArgs),
+    /// Stop a task and wait until it has stopped
+    Stop(stop::StopArgs),
+    /// Show all that is known of a task
+    Describe(describe::DescribeArgs),
+    /// Show what tasks cost
+    Bill(bill::BillArgs),
+    /// Check whether this machine can run tasks, and say what to do if not
+    Doctor(doctor::DoctorArgs),
+    /// Print the version
+    Version,
+}
+
+/// Reads the command line, carries it out and says how it went. Errors are one line on stderr.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(dispatch(cli.command)));
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("berth: {}", table::printable(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The exit code of a command that was carried out.
+async fn dispatch(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Serve(args) => serve::serve(args).await.map(|()| 0),
+        Command::Run(args) => Ok(run::run(args).await),
+        Command::Ps(args) => ps::ps(args).await.map(|()| 0),
+        Command::Logs(args) => logs::logs(args).await.map(|()| 0),
+        Command::Stop(args) => stop::stop(args).await.map(|()| 0),
+        Command::Describe(args) => describe::describe(args).await.map(|()| 0),
+        Command::Bill(args) => bill::bill(args).await.map(|()| 0),
+        Command::Doctor(args) => doctor::doctor(args),
+        Command::Version => {
+            output::print(&format!("berth {}\n", env!("CARGO_PKG_VERSION"))).map_err(anyhow::Error::from)?;
+            Ok(0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

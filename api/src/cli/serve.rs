@@ -1,0 +1,157 @@
+//! `berth serve`: from the command line to a daemon that answers, and to its orderly end. What the daemon does is not
+//! here: see [`crate::server`] and the runtime.
+
+mod checked;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use berth_runtime::{Runtime, RuntimeConfig};
+use clap::Args;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::client::{DEFAULT_DATA_DIR, DEFAULT_REGION};
+use super::doctor::{GuestArgs, kvm};
+use super::{output, time};
+use crate::credentials::Credentials;
+
+#[derive(Args)]
+#[command(after_help = "\
+Prints the exports that clients need, and `berth: listening on http://…` once it is ready.
+SIGTERM or Ctrl-C ends the daemon and leaves its tasks running: the next `berth serve` takes them up again.
+
+Examples:
+  sudo berth serve
+  sudo berth serve --data-dir /srv/berth --listen 127.0.0.1:8080
+  sudo RUST_LOG=debug berth serve            # more on stderr")]
+pub(super) struct ServeArgs {
+    /// Where everything is kept: state, images, machines, keys
+    #[arg(long, env = "BERTH_DATA_DIR", value_name = "DIR", default_value = DEFAULT_DATA_DIR, hide_env_values = true)]
+    data_dir: PathBuf,
+    /// Where to listen; the API speaks plain HTTP, so beyond this host it belongs behind a TLS proxy
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
+    listen: SocketAddr,
+    /// The account in ARNs
+    #[arg(long, value_name = "12 DIGITS", default_value = "000000000000", value_parser = checked::account_id)]
+    account_id: String,
+    /// The region in ARNs, whose prices count
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_REGION, value_parser = checked::region)]
+    region: String,
+    /// A registry that may be spoken to over plain HTTP; may be given several times
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]", value_parser = checked::registry)]
+    insecure_registries: Vec<String>,
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Shortest billed time of a task
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    minimum_billed_seconds: u64,
+    /// How long a stopped task can still be described, such as 1h or 7d
+    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = time::span)]
+    stopped_task_retention: Duration,
+    /// Begins the name of everything made on the host: network namespaces, tables, the parent cgroup
+    #[arg(long, value_name = "NAME", default_value = "berth", value_parser = checked::host_prefix)]
+    host_prefix: String,
+}
+
+pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    log_to_stderr()?;
+    // Before anything is made: a host that cannot run tasks is left as it was.
+    kvm::open()?;
+    let files = args.guest.files()?;
+    let data_dir = make_private(&args.data_dir)?;
+    let _lock = lock(&data_dir)?;
+    let credentials = Credentials::load_or_create(&data_dir)?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        tracing::warn!("{address} can be reached from other hosts, and the API speaks plain http");
+    }
+    output::print(&credentials.exports(&address.to_string(), &args.region))?;
+
+    // From here on a signal ends the daemon in order, whatever it is doing.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: leaving the tasks running"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: leaving the tasks running"),
+        }
+    };
+    tokio::pin!(shutdown);
+    let opening = Runtime::open(RuntimeConfig {
+        data_dir,
+        vmm: files.vmm,
+        kernel: files.kernel,
+        initrd: files.initrd,
+        region: args.region.clone(),
+        insecure_registries: BTreeSet::from_iter(args.insecure_registries),
+        minimum_billed_seconds: args.minimum_billed_seconds,
+        host_prefix: args.host_prefix,
+        stopped_task_retention: args.stopped_task_retention,
+    });
+    let runtime = tokio::select! {
+        runtime = opening => runtime?,
+        () = &mut shutdown => return Ok(()),
+    };
+    let app = crate::App::new(runtime, args.account_id, args.region, credentials);
+    output::print(&format!("berth: listening on http://{address}\n"))?;
+    crate::server::serve(listener, app, shutdown).await;
+    Ok(())
+}
+
+/// To stderr, as much as `RUST_LOG` says.
+fn log_to_stderr() -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => tracing_subscriber::EnvFilter::try_new(&directives)
+            .with_context(|| format!("cannot read RUST_LOG {directives:?}; write for example RUST_LOG=info,berth_runtime=debug"))?,
+        _ => tracing_subscriber::EnvFilter::new("info"),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+/// The data directory, made if it is not there, closed to other users; its absolute path.
+fn make_private(dir: &Path) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let cannot = || format!("cannot use the data directory {}; run as root, or choose another with --data-dir", dir.display());
+    if !dir.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(cannot)?;
+    }
+    dir.canonicalize().with_context(cannot)
+}
+
+/// One daemon a data directory: the lock ends with the process, however it ends.
+fn lock(data_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
+    let path = data_dir.join("lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::Error::EWOULDBLOCK => anyhow::anyhow!(
+            "another `berth serve` uses {}; stop it, or choose another data directory with --data-dir",
+            data_dir.display()
+        ),
+        other => anyhow::Error::from(other).context(format!("cannot lock {}", path.display())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_one_data_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("another `berth serve` uses"), "{error}");
+        drop(first);
+        lock(dir.path()).unwrap();
+    }
+}

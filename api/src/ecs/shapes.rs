@@ -1,0 +1,204 @@
+//! The input shapes of the ECS operations that are answered here, with the API's own member names. A member that only
+//! has to be noticed, so that it can be refused, is a bare JSON value.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Declares shapes: every member is optional, because the API answers a missing one with a text of its own.
+macro_rules! shapes {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$member_meta:meta])* $member:ident: $type:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        pub(crate) struct $name { $($(#[$member_meta])* pub(crate) $member: Option<$type>,)* }
+    )*};
+}
+
+shapes! {
+    KeyValue { name: String, value: String, }
+    TagShape { key: String, value: String, }
+
+    CreateCluster {
+        cluster_name: String,
+        tags: Vec<TagShape>,
+        settings: Vec<KeyValue>,
+        configuration: Value,
+        capacity_providers: Vec<String>,
+        default_capacity_provider_strategy: Vec<CapacityProviderStrategyItem>,
+        service_connect_defaults: Value,
+    }
+    DescribeClusters { clusters: Vec<String>, include: Vec<String>, }
+    ListClusters { next_token: String, max_results: i32, }
+    DeleteCluster { cluster: String, }
+    ListTagsForResource { resource_arn: String, }
+
+    RegisterTaskDefinition {
+        family: String,
+        task_role_arn: String,
+        execution_role_arn: String,
+        network_mode: String,
+        container_definitions: Vec<ContainerShape>,
+        volumes: Vec<Volume>,
+        placement_constraints: Value,
+        requires_compatibilities: Vec<String>,
+        cpu: String,
+        memory: String,
+        tags: Vec<TagShape>,
+        pid_mode: String,
+        ipc_mode: String,
+        proxy_configuration: Value,
+        inference_accelerators: Value,
+        ephemeral_storage: EphemeralStorage,
+        runtime_platform: RuntimePlatform,
+        enable_fault_injection: Value,
+    }
+    EphemeralStorage {
+        #[serde(rename = "sizeInGiB")]
+        size_in_gib: i32,
+    }
+    RuntimePlatform { cpu_architecture: String, operating_system_family: String, }
+    Volume { name: String, host: HostVolume, docker_volume_configuration: Value, }
+    HostVolume { source_path: String, }
+    ContainerShape {
+        name: String,
+        image: String,
+        repository_credentials: Value,
+        cpu: i32,
+        memory: i32,
+        memory_reservation: i32,
+        links: Value,
+        port_mappings: Vec<PortMappingShape>,
+        essential: bool,
+        restart_policy: RestartPolicy,
+        entry_point: Vec<String>,
+        command: Vec<String>,
+        environment: Vec<KeyValue>,
+        environment_files: Value,
+        mount_points: Vec<MountPoint>,
+        volumes_from: Value,
+        linux_parameters: LinuxParameters,
+        secrets: Value,
+        depends_on: Vec<DependsOn>,
+        start_timeout: i32,
+        stop_timeout: i32,
+        version_consistency: String,
+        hostname: String,
+        user: String,
+        working_directory: String,
+        disable_networking: Value,
+        privileged: Value,
+        readonly_root_filesystem: bool,
+        dns_servers: Value,
+        dns_search_domains: Value,
+        extra_hosts: Value,
+        docker_security_options: Value,
+        interactive: Value,
+        pseudo_terminal: Value,
+        docker_labels: BTreeMap<String, String>,
+        ulimits: Vec<UlimitShape>,
+        log_configuration: LogConfigurationShape,
+        health_check: Value,
+        system_controls: Value,
+        resource_requirements: Vec<ResourceRequirement>,
+        firelens_configuration: Value,
+        credential_specs: Value,
+    }
+    PortMappingShape {
+        container_port: i32,
+        host_port: i32,
+        protocol: String,
+        name: String,
+        app_protocol: String,
+        container_port_range: String,
+    }
+    RestartPolicy { enabled: bool, }
+    MountPoint { source_volume: String, }
+    DependsOn { container_name: String, }
+    ResourceRequirement {
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    LinuxParameters {
+        capabilities: Capabilities,
+        devices: Value,
+        init_process_enabled: bool,
+        shared_memory_size: Value,
+        tmpfs: Value,
+        max_swap: Value,
+        swappiness: Value,
+    }
+    Capabilities { add: Vec<String>, drop: Vec<String>, }
+    UlimitShape { name: String, soft_limit: i32, hard_limit: i32, }
+    LogConfigurationShape { log_driver: String, options: BTreeMap<String, String>, secret_options: Value, }
+
+    DescribeTaskDefinition { task_definition: String, include: Vec<String>, }
+    DeregisterTaskDefinition { task_definition: String, }
+    ListTaskDefinitions {
+        family_prefix: String,
+        status: String,
+        sort: String,
+        next_token: String,
+        max_results: i32,
+    }
+    ListTaskDefinitionFamilies { family_prefix: String, status: String, next_token: String, max_results: i32, }
+
+    RunTaskShape {
+        capacity_provider_strategy: Vec<CapacityProviderStrategyItem>,
+        cluster: String,
+        count: i32,
+        #[serde(rename = "enableECSManagedTags")]
+        enable_ecs_managed_tags: bool,
+        enable_execute_command: bool,
+        group: String,
+        launch_type: String,
+        network_configuration: NetworkConfiguration,
+        overrides: TaskOverride,
+        placement_constraints: Value,
+        placement_strategy: Value,
+        platform_version: String,
+        propagate_tags: String,
+        started_by: String,
+        tags: Vec<TagShape>,
+        task_definition: String,
+        client_token: String,
+        volume_configurations: Value,
+    }
+    CapacityProviderStrategyItem { capacity_provider: String, weight: i32, base: i32, }
+    NetworkConfiguration { awsvpc_configuration: AwsVpcConfiguration, }
+    AwsVpcConfiguration { subnets: Vec<String>, security_groups: Vec<String>, assign_public_ip: String, }
+    TaskOverride {
+        container_overrides: Vec<ContainerOverrideShape>,
+        cpu: String,
+        memory: String,
+        inference_accelerator_overrides: Value,
+        execution_role_arn: String,
+        task_role_arn: String,
+        ephemeral_storage: EphemeralStorage,
+    }
+    ContainerOverrideShape {
+        name: String,
+        command: Vec<String>,
+        environment: Vec<KeyValue>,
+        environment_files: Value,
+        cpu: i32,
+        memory: i32,
+        memory_reservation: i32,
+        resource_requirements: Value,
+    }
+    StopTask { cluster: String, task: String, reason: String, }
+    DescribeTasks { cluster: String, tasks: Vec<String>, include: Vec<String>, }
+    ListTasks {
+        cluster: String,
+        container_instance: String,
+        family: String,
+        next_token: String,
+        max_results: i32,
+        started_by: String,
+        service_name: String,
+        desired_status: String,
+        launch_type: String,
+        daemon_name: String,
+    }
+}

@@ -1,0 +1,259 @@
+//! From a RunTask to the runtime's request: the checks that need no state, and the overrides. Pure.
+
+use berth_runtime::model::Tag;
+use berth_runtime::model::definition::TaskDefinition;
+use berth_runtime::model::task::{ContainerOverride, Overrides};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::arn::{DefinitionName, Owner};
+use crate::decode::says_nothing;
+use crate::ecs::definition::encode::runs_on_fargate;
+use crate::ecs::definition::size::{parse_cpu, parse_memory};
+use crate::ecs::definition::{environment_errors, validate};
+use crate::ecs::shapes::{
+    AwsVpcConfiguration, ContainerOverrideShape, RunTaskShape, TagShape, TaskOverride,
+};
+use crate::ecs::values::{name_values, tags, unsigned};
+use crate::error::ApiError;
+
+const MAX_COUNT: i32 = 10;
+const MAX_SUBNETS: usize = 16;
+const MAX_SECURITY_GROUPS: usize = 5;
+const MAX_OVERRIDES_BYTES: usize = 8192;
+const MAX_CLIENT_TOKEN_CHARS: usize = 64;
+const MAX_STARTED_BY_CHARS: usize = 128;
+const MAX_GROUP_CHARS: usize = 255;
+/// The platform there is, and the one that AWS no longer has a newer name for.
+const PLATFORM_VERSIONS: [&str; 2] = ["LATEST", "1.4.0"];
+
+/// What can be said without looking anything up, in AWS's order: before the cluster is looked up.
+pub(super) fn precheck(input: &RunTaskShape, owner: &Owner) -> Result<DefinitionName, ApiError> {
+    let refuse = |text: &str| Err(ApiError::InvalidParameter(text.to_owned()));
+    let strategy = input.capacity_provider_strategy.as_deref().unwrap_or_default();
+    match input.launch_type.as_deref() {
+        Some(_) if !strategy.is_empty() => {
+            return refuse(
+                "Specifying both a launch type and capacity provider strategy is not supported. Remove one and try \
+                 again.",
+            );
+        }
+        None | Some("FARGATE") => {}
+        Some("EC2" | "EXTERNAL" | "MANAGED_INSTANCES") => {
+            return refuse("No Container Instances were found in your cluster.");
+        }
+        Some(_) => return refuse("launchType must be one of EC2, EXTERNAL, FARGATE, MANAGED_INSTANCES."),
+    }
+    for item in strategy {
+        super::capacity_provider(item.capacity_provider.as_deref().unwrap_or_default())?;
+        let (weight, base) = (item.weight.unwrap_or(0), item.base.unwrap_or(0));
+        if !(0..=1000).contains(&weight) || !(0..=100_000).contains(&base) {
+            return refuse("weight must be 0 to 1000, and base 0 to 100000.");
+        }
+    }
+    if !strategy.is_empty() && strategy.iter().all(|item| item.weight.unwrap_or(1) == 0) {
+        return refuse("At least one capacity provider must have a weight above 0.");
+    }
+    if !says_nothing(&input.placement_constraints) {
+        return refuse("Placement constraints are not supported with FARGATE launch type.");
+    }
+    if !says_nothing(&input.placement_strategy) {
+        return refuse("Placement strategies are not supported with FARGATE launch type.");
+    }
+    if input.platform_version.as_deref().is_some_and(|version| !PLATFORM_VERSIONS.contains(&version)) {
+        return Err(ApiError::PlatformUnknown("The specified platform does not exist.".to_owned()));
+    }
+    if !says_nothing(&input.volume_configurations) {
+        return Err(ApiError::Client(validate::unsupported("volumeConfigurations")));
+    }
+    if !(1..=MAX_COUNT).contains(&input.count.unwrap_or(1)) {
+        return refuse("count must be between 1 and 10.");
+    }
+    bounded("startedBy", input.started_by.as_deref(), MAX_STARTED_BY_CHARS)?;
+    bounded("group", input.group.as_deref(), MAX_GROUP_CHARS)?;
+    bounded("clientToken", input.client_token.as_deref(), MAX_CLIENT_TOKEN_CHARS)?;
+    match input.task_definition.as_deref() {
+        None | Some("") => Err(ApiError::Client("TaskDefinition can not be blank.".to_owned())),
+        Some(name) => owner.parse_definition(name),
+    }
+}
+
+fn bounded(member: &str, text: Option<&str>, most: usize) -> Result<(), ApiError> {
+    let text = text.unwrap_or_default();
+    if text.chars().count() > most || text.chars().any(char::is_control) {
+        return Err(ApiError::InvalidParameter(format!("{member} must have at most {most} printable characters.")));
+    }
+    Ok(())
+}
+
+/// Where the tasks are to be attached.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Network {
+    /// At least one.
+    pub(super) subnets: Vec<String>,
+    pub(super) security_groups: Vec<String>,
+    pub(super) internet: bool,
+}
+
+/// The checks of the definition and the network, once the cluster is known to exist.
+pub(super) fn network(input: &RunTaskShape, definition: &TaskDefinition) -> Result<Network, ApiError> {
+    let refuse = |text: &str| Err(ApiError::InvalidParameter(text.to_owned()));
+    if !runs_on_fargate(definition) {
+        return refuse("Task definition does not support launch_type FARGATE.");
+    }
+    let configuration = input.network_configuration.as_ref().and_then(|it| it.awsvpc_configuration.clone());
+    let Some(AwsVpcConfiguration { subnets, security_groups, assign_public_ip }) = configuration else {
+        return refuse("Network Configuration must be provided when networkMode 'awsvpc' is specified.");
+    };
+    let (subnets, security_groups) = (subnets.unwrap_or_default(), security_groups.unwrap_or_default());
+    if subnets.is_empty() {
+        return refuse("subnets can not be empty.");
+    }
+    if subnets.len() > MAX_SUBNETS {
+        return refuse("subnets can have at most 16 items.");
+    }
+    if security_groups.len() > MAX_SECURITY_GROUPS {
+        return refuse("securityGroups can have at most 5 items.");
+    }
+    let internet = match assign_public_ip.as_deref() {
+        None | Some("DISABLED") => false,
+        Some("ENABLED") => true,
+        Some(_) => return refuse("assignPublicIp must be ENABLED or DISABLED."),
+    };
+    Ok(Network { subnets, security_groups, internet })
+}
+
+/// Overrides that fit the definition.
+pub(super) fn overrides(input: Option<&TaskOverride>, definition: &TaskDefinition) -> Result<Overrides, ApiError> {
+    let Some(input) = input else { return Ok(Overrides::default()) };
+    if !says_nothing(&input.inference_accelerator_overrides) {
+        return Err(ApiError::Client(validate::unsupported("inferenceAcceleratorOverrides")));
+    }
+    let mut errors = Vec::new();
+    validate::ephemeral_storage(input.ephemeral_storage.as_ref(), &mut errors);
+    let size = |text: &Option<String>, member: &str, parse: fn(&str) -> Option<u32>| {
+        let invalid = || ApiError::Client(format!("Invalid '{member}' setting for task."));
+        text.as_deref().filter(|text| !text.is_empty()).map(|text| parse(text).ok_or_else(invalid)).transpose()
+    };
+    let cpu_units = size(&input.cpu, "cpu", parse_cpu)?;
+    let memory_mib = size(&input.memory, "memory", parse_memory)?;
+    let (cpu, memory) =
+        (cpu_units.unwrap_or(definition.spec.cpu_units), memory_mib.unwrap_or(definition.spec.memory_mib));
+    validate::pair(cpu, memory, &mut errors);
+    let containers: Vec<ContainerOverride> =
+        input.container_overrides.iter().flatten().map(container).collect::<Result<_, _>>()?;
+    for container in &containers {
+        of_the_definition(container, definition, memory, &mut errors);
+    }
+    for shape in input.container_overrides.iter().flatten() {
+        environment_errors(shape.environment.as_deref().unwrap_or_default(), &mut errors);
+    }
+    if let Some(first) = errors.into_iter().next() {
+        return Err(ApiError::InvalidParameter(first));
+    }
+    let overrides = Overrides {
+        cpu_units,
+        memory_mib,
+        ephemeral_storage_gib: unsigned(
+            "ephemeralStorage",
+            input.ephemeral_storage.as_ref().and_then(|storage| storage.size_in_gib),
+        )?,
+        execution_role_arn: input.execution_role_arn.clone(),
+        task_role_arn: input.task_role_arn.clone(),
+        containers,
+    };
+    let length = serde_json::to_string(&overrides).map_or(usize::MAX, |text| text.len());
+    if length > MAX_OVERRIDES_BYTES {
+        return Err(ApiError::InvalidParameter(format!(
+            "Container Overrides length must be at most {MAX_OVERRIDES_BYTES}"
+        )));
+    }
+    Ok(overrides)
+}
+
+fn container(input: &ContainerOverrideShape) -> Result<ContainerOverride, ApiError> {
+    for (name, member) in [
+        ("environmentFiles", &input.environment_files),
+        ("resourceRequirements", &input.resource_requirements),
+    ] {
+        if !says_nothing(member) {
+            return Err(ApiError::Client(validate::unsupported(name)));
+        }
+    }
+    if input.command.iter().flatten().any(|word| word.contains('\0')) {
+        return Err(ApiError::InvalidParameter("command contains invalid characters.".to_owned()));
+    }
+    Ok(ContainerOverride {
+        name: input.name.clone().unwrap_or_default(),
+        command: input.command.clone().filter(|command| !command.is_empty()),
+        environment: name_values(input.environment.as_deref()),
+        cpu: unsigned("cpu", input.cpu)?,
+        memory_mib: unsigned("memory", input.memory)?,
+        memory_reservation_mib: unsigned("memoryReservation", input.memory_reservation)?,
+    })
+}
+
+fn of_the_definition(
+    container: &ContainerOverride,
+    definition: &TaskDefinition,
+    task_memory_mib: u32,
+    errors: &mut Vec<String>,
+) {
+    let name = &container.name;
+    if !definition.spec.containers.iter().any(|known| known.name == *name) {
+        let name: String = name.chars().take(MAX_GROUP_CHARS).collect();
+        errors.push(format!("Override for container named {name} is not a container in the TaskDefinition."));
+    }
+    for (member, value) in
+        [("memory", container.memory_mib), ("memoryReservation", container.memory_reservation_mib)]
+    {
+        if value.is_some_and(|value| value > task_memory_mib) {
+            errors.push(format!("The '{member}' setting for container '{name}' is greater than for the task"));
+        }
+    }
+}
+
+/// The tags that the tasks get: those of the definition if asked, and over them the caller's.
+pub(super) fn task_tags(
+    input: &RunTaskShape,
+    definition: &TaskDefinition,
+    cluster: &str,
+) -> Result<Vec<Tag>, ApiError> {
+    let mut all = tags(input.tags.as_deref())?;
+    match input.propagate_tags.as_deref() {
+        None | Some("NONE") => {}
+        Some("TASK_DEFINITION") => {
+            for tag in &definition.tags {
+                if !all.iter().any(|own| own.key == tag.key) {
+                    all.push(tag.clone());
+                }
+            }
+            let shapes: Vec<TagShape> = all
+                .iter()
+                .map(|tag| TagShape { key: Some(tag.key.clone()), value: Some(tag.value.clone()) })
+                .collect();
+            all = tags(Some(&shapes))?;
+        }
+        Some(_) => {
+            return Err(ApiError::InvalidParameter(
+                "propagateTags must be TASK_DEFINITION or NONE for a task that no service starts.".to_owned(),
+            ));
+        }
+    }
+    if input.enable_ecs_managed_tags == Some(true) {
+        all.push(Tag { key: "aws:ecs:clusterName".to_owned(), value: cluster.to_owned() });
+    }
+    Ok(all)
+}
+
+/// The token, and a digest of everything else that was asked; the order of members does not matter.
+pub(super) fn client_token(token: Option<&str>, body: &[u8]) -> Result<Option<(String, String)>, ApiError> {
+    let Some(token) = token.filter(|token| !token.is_empty()) else { return Ok(None) };
+    let mut request: Value = crate::decode::shape(body)?;
+    if let Some(members) = request.as_object_mut() {
+        members.remove("clientToken");
+        members.retain(|_, member| !member.is_null());
+    }
+    let digest = hex::encode(Sha256::digest(request.to_string().as_bytes()));
+    Ok(Some((token.to_owned(), digest)))
+}

@@ -1,0 +1,106 @@
+//! RunTask.
+
+use berth_runtime::RuntimeError;
+use berth_runtime::model::task::Task;
+use berth_runtime::runtime::RunTask;
+use serde_json::{Value, json};
+
+use super::{encode, request};
+use crate::app::App;
+use crate::arn::Owner;
+use crate::ecs::{cluster, shapes};
+use crate::error::{ApiError, unexpected};
+
+pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> Result<Value, ApiError> {
+    let name = request::precheck(&input, &app.owner)?;
+    let cluster = cluster::active(app, input.cluster.as_deref()).await?;
+    let definition = app.runtime.definition(&name.family, name.revision).await;
+    let definition = definition.map_err(|error| refusal(&app.owner, error))?;
+    let network = request::network(&input, &definition)?;
+    let overrides = request::overrides(input.overrides.as_ref(), &definition)?;
+    let tags = request::task_tags(&input, &definition, &cluster)?;
+    let run = RunTask {
+        subnet_id: Some(roomiest(app, &network.subnets).await?),
+        definition: definition.id,
+        count: input.count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
+        overrides,
+        security_groups: network.security_groups,
+        internet: network.internet,
+        group: input.group.filter(|group| !group.is_empty()),
+        started_by: input.started_by.filter(|by| !by.is_empty()),
+        enable_execute_command: input.enable_execute_command.unwrap_or(false),
+        tags,
+        client_token: request::client_token(input.client_token.as_deref(), body)?,
+        cluster: cluster.clone(),
+    };
+    match app.runtime.run_task(run).await {
+        Ok(tasks) => {
+            let zones = super::zones(app).await?;
+            let tasks: Vec<Value> =
+                tasks.iter().map(|task| encode::task(&app.owner, &zones, task, true)).collect();
+            Ok(json!({ "tasks": tasks, "failures": [] }))
+        }
+        Err(RuntimeError::Capacity(resource)) => {
+            let failure = json!({ "arn": app.owner.cluster(&cluster), "reason": format!("RESOURCE:{resource}") });
+            Ok(json!({ "tasks": [], "failures": [failure] }))
+        }
+        Err(error) => Err(refusal(&app.owner, error)),
+    }
+}
+
+/// Of several subnets, all of which must exist, the one with the most addresses left.
+async fn roomiest(app: &App, subnets: &[String]) -> Result<String, ApiError> {
+    let known = app.runtime.subnets().await.map_err(|error| unexpected(&error))?;
+    let mut best: Option<(u64, &String)> = None;
+    for id in subnets {
+        if !known.iter().any(|subnet| subnet.id == *id) {
+            return Err(refusal(&app.owner, RuntimeError::SubnetNotFound(id.clone())));
+        }
+        let free = match subnets {
+            [_] => 0,
+            _ => app.runtime.available_addresses(id).await.map_err(|error| unexpected(&error))?,
+        };
+        if best.is_none_or(|(most, _)| free > most) {
+            best = Some((free, id));
+        }
+    }
+    let (_, id) = best.ok_or_else(|| ApiError::InvalidParameter("subnets can not be empty.".to_owned()))?;
+    Ok(id.clone())
+}
+
+/// What RunTask says of the runtime's errors.
+pub(super) fn refusal(owner: &Owner, error: RuntimeError) -> ApiError {
+    let id = |id: &str| id.chars().take(100).collect::<String>();
+    ApiError::InvalidParameter(match error {
+        RuntimeError::ClusterNotFound(_) => return ApiError::ClusterNotFound,
+        RuntimeError::DefinitionNotFound(_) => return ApiError::Client("TaskDefinition not found.".to_owned()),
+        RuntimeError::DefinitionInactive(_) => {
+            return ApiError::Client("TaskDefinition is inactive".to_owned());
+        }
+        RuntimeError::TokenConflict(tasks) => {
+            let arn = |task: &Task| owner.task(&task.cluster, &task.id);
+            return ApiError::Conflict { resource_ids: tasks.iter().map(arn).collect() };
+        }
+        RuntimeError::SubnetNotFound(subnet) => {
+            let subnet = id(&subnet);
+            format!(
+                "Error retrieving subnet information for [{subnet}]: The subnet ID '{subnet}' does not exist \
+                 (ErrorCode: InvalidSubnetID.NotFound)"
+            )
+        }
+        RuntimeError::SecurityGroupNotFound(group) => {
+            let group = id(&group);
+            format!(
+                "Error retrieving security group information for [{group}]: The security group '{group}' does not \
+                 exist (ErrorCode: InvalidGroup.NotFound)"
+            )
+        }
+        RuntimeError::SecurityGroupElsewhere { group, subnet } => {
+            format!("Security group {} and subnet {} belong to different networks.", id(&group), id(&subnet))
+        }
+        RuntimeError::ContainerNotFound(name) => {
+            format!("Override for container named {} is not a container in the TaskDefinition.", id(&name))
+        }
+        error => return unexpected(&error),
+    })
+}

@@ -1,0 +1,197 @@
+//! The HTTP/1.1 server: connections, limits and timeouts. It knows requests and replies, not what they mean: that is
+//! a [`Handler`]'s. TLS is not spoken.
+
+mod body;
+mod stall;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::http::HeaderValue;
+use hyper::http::request::Parts;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::stall::StallGuard;
+use crate::app::App;
+use crate::error::ApiError;
+use crate::reply::Reply;
+
+/// What answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// What the head alone can decide, and the body need not come for.
+    type Admission: Send + 'static;
+    fn admit(&self, head: &Parts) -> Result<Self::Admission, Reply>;
+    /// Runs to its end even if the caller goes away.
+    fn handle(
+        self: Arc<Self>,
+        admission: Self::Admission,
+        head: Parts,
+        body: Bytes,
+    ) -> impl Future<Output = Reply> + Send;
+}
+
+/// How much of the server one caller can hold, and for how long.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub connections: usize,
+    /// Time for the head of a request, and for an idle connection until the next one.
+    pub head: Duration,
+    pub body: Duration,
+    pub body_bytes: usize,
+    /// Time in which a caller must take some part of an answer.
+    pub write_stall: Duration,
+    /// Time for which the rest of a refused body is read, and thrown away, so that its sender sees the answer.
+    pub linger: Duration,
+    /// Time for requests under way when the server stops.
+    pub shutdown: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 1024,
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(30),
+            body_bytes: 1024 * 1024,
+            write_stall: Duration::from_secs(30),
+            linger: Duration::from_secs(5),
+            shutdown: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Largest head of a request.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Pause after the system refused to accept (it is out of descriptors), so as not to spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves the API until `shutdown` completes, and then until the requests under way are answered.
+pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output = ()>) {
+    serve_with(listener, Arc::new(app), Limits::default(), shutdown).await;
+}
+
+/// Like [`serve`], for any handler and limits.
+pub async fn serve_with<H: Handler>(
+    listener: TcpListener,
+    handler: Arc<H>,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
+    let limits = Arc::new(limits);
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let stopping = CancellationToken::new();
+    let connections = TaskTracker::new();
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = async {
+            // Only once there is a place: what comes before waits in the kernel's queue, which is bounded too.
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        tokio::select! {
+            () = &mut shutdown => break,
+            (accepted, place) = accepted => match (accepted, place) {
+                (Ok((stream, _)), Ok(place)) => {
+                    let connection =
+                        connection(stream, Arc::clone(&handler), Arc::clone(&limits), stopping.clone(), place);
+                    connections.spawn(connection);
+                }
+                (Err(error), _) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+                // The semaphore is never closed.
+                (Ok(_), Err(_)) => break,
+            },
+        }
+    }
+    drop(listener);
+    stopping.cancel();
+    connections.close();
+    if tokio::time::timeout(limits.shutdown, connections.wait()).await.is_err() {
+        tracing::info!("{} connections were still busy at the end", connections.len());
+    }
+}
+
+async fn connection<H: Handler>(
+    stream: TcpStream,
+    handler: Arc<H>,
+    limits: Arc<Limits>,
+    stopping: CancellationToken,
+    _place: OwnedSemaphorePermit,
+) {
+    // Answers are small and written at once; without this they wait for the caller's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| {
+        let handler = Arc::clone(&handler);
+        let limits = Arc::clone(&limits);
+        async move { Ok::<_, Infallible>(answer(handler, &limits, request).await) }
+    });
+    let io = TokioIo::new(StallGuard::new(stream, limits.write_stall));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(io, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection ended early: {error}");
+    }
+}
+
+async fn answer<H: Handler>(
+    handler: Arc<H>,
+    limits: &Limits,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let (head, incoming) = request.into_parts();
+    let admission = match handler.admit(&head) {
+        Ok(admission) => admission,
+        Err(reply) => {
+            body::linger(incoming, limits.linger);
+            return response(reply);
+        }
+    };
+    let body = match body::read(incoming, limits).await {
+        Ok(body) => body,
+        Err(error) => return response(error.to_reply()),
+    };
+    // A task of its own: what it began it ends, whether or not the caller waits; and a panic in it stays in it.
+    match tokio::spawn(handler.handle(admission, head, body)).await {
+        Ok(reply) => response(reply),
+        Err(error) => response(ApiError::server(&error).to_reply()),
+    }
+}
+
+fn response(reply: Reply) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(reply.body)));
+    *response.status_mut() =
+        hyper::StatusCode::from_u16(reply.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert("content-type", HeaderValue::from_static(reply.content_type));
+    if let Ok(request_id) = HeaderValue::from_str(&reply.request_id) {
+        headers.insert("x-amzn-requestid", request_id);
+    }
+    response
+}

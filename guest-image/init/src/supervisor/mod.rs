@@ -1,0 +1,392 @@
+//! The loop between the containers and the host: one thread, one epoll, nothing that blocks.
+
+mod container;
+mod events;
+mod host;
+mod output;
+mod task;
+
+use std::time::{Duration, Instant};
+
+use berth_protocol::frame::Frame;
+use berth_protocol::message::{OutputPosition, Stream, TaskSpec, ToGuest, ToHost};
+use berth_protocol::{MAX_OUTPUT_BYTES, PROTOCOL_VERSION};
+use nix::errno::Errno;
+
+use crate::container::{start, stop_signal};
+use crate::guest::clock::uptime_ms;
+use crate::guest::{cgroup, early, power};
+use crate::supervisor::container::Container;
+use crate::supervisor::events::{Event, Events};
+use crate::supervisor::host::{Link, LinkError};
+use crate::supervisor::task::TaskError;
+use crate::wait::reap_one;
+
+const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How long a dying machine waits for its last words to leave, and for its containers to be gone.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_REAPING: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+enum SupervisorError {
+    #[error(transparent)]
+    Early(#[from] early::EarlyError),
+    #[error("cannot wait for events: {0}")]
+    Events(#[from] Errno),
+}
+
+/// Why the connection cannot go on, beside errors of the link itself.
+#[derive(Debug, thiserror::Error)]
+enum ConversationError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the host speaks version {0} of the protocol, not {PROTOCOL_VERSION}")]
+    Version(u32),
+    #[error("the host did not begin with a hello")]
+    NoHello,
+    #[error("the host said hello twice")]
+    SecondHello,
+    #[error("the host sent output")]
+    Output,
+}
+
+/// Prepares the machine and serves the host until it says to power off.
+pub(crate) fn run() -> i32 {
+    let failure = match prepare() {
+        Ok(mut supervisor) => match supervisor.serve() {
+            Ok(()) => None,
+            Err(error) => Some(supervisor.last_words(error.to_string())),
+        },
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(message) = failure {
+        power::log(&message);
+    }
+    power::power_off()
+}
+
+fn prepare() -> Result<Supervisor, SupervisorError> {
+    early::prepare()?;
+    Ok(Supervisor {
+        events: Events::new()?,
+        link: Link::new(),
+        greeted: false,
+        has_task: false,
+        ready_ms: uptime_ms(),
+        containers: Vec::new(),
+        next_sender: 0,
+        powering_off: false,
+        buffer: vec![0; BUFFER_BYTES],
+    })
+}
+
+struct Supervisor {
+    events: Events,
+    link: Link,
+    /// Whether the host said hello on this connection.
+    greeted: bool,
+    has_task: bool,
+    ready_ms: u64,
+    containers: Vec<Container>,
+    /// Which of the streams is first to send, so that none starves.
+    next_sender: usize,
+    powering_off: bool,
+    buffer: Vec<u8>,
+}
+
+impl Supervisor {
+    fn serve(&mut self) -> Result<(), SupervisorError> {
+        while !self.powering_off {
+            self.converse(|this, now| this.connect(now));
+            self.events.watch(&self.link, &self.containers)?;
+            for event in self.events.wait(self.deadline())? {
+                self.handle(event);
+            }
+            let now = Instant::now();
+            for container in &mut self.containers {
+                container.kill_if_due(now);
+            }
+            self.drain_dead();
+            self.converse(|this, _| this.send_output());
+            self.converse(|this, _| Ok(this.link.flush()?));
+        }
+        self.stop_everything();
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let kills = self.containers.iter().filter_map(Container::kill_at);
+        kills.chain(self.link.deadline()).min()
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Child => self.reap(),
+            Event::Host => self.converse(|this, _| this.listen()),
+            Event::Start(index) => {
+                if self
+                    .containers
+                    .get_mut(index)
+                    .is_some_and(Container::read_start_pipe)
+                {
+                    self.report(index);
+                }
+            }
+            Event::Output(index, stream) => {
+                if let Some(container) = self.containers.get_mut(index) {
+                    container.output(stream).read(&mut self.buffer);
+                }
+            }
+        }
+    }
+
+    /// Does something with the connection; when that fails the connection is lost, and nothing else.
+    fn converse(&mut self, step: impl FnOnce(&mut Self, Instant) -> Result<(), ConversationError>) {
+        let now = Instant::now();
+        if let Err(error) = step(self, now) {
+            if !matches!(error, ConversationError::Link(_)) {
+                // The reason is worth a try; a broken link has none to give.
+                let _ = self.link.send(&ToHost::Error {
+                    message: error.to_string(),
+                });
+                let _ = self.link.flush();
+            }
+            self.greeted = false;
+            self.events.forget_host();
+            self.link.lose(now);
+        }
+    }
+
+    fn connect(&mut self, now: Instant) -> Result<(), ConversationError> {
+        if self.link.advance(now)? {
+            self.link.send(&ToHost::Hello {
+                version: PROTOCOL_VERSION,
+                init_version: env!("CARGO_PKG_VERSION").to_owned(),
+                ready_ms: self.ready_ms,
+                has_task: self.has_task,
+                containers: self.containers.iter().filter_map(Container::status).collect(),
+            })?;
+            self.link.flush()?;
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self) -> Result<(), ConversationError> {
+        if !self.link.connected() {
+            return Ok(());
+        }
+        self.link.receive(&mut self.buffer)?;
+        while let Some(frame) = self.link.next_frame()? {
+            match frame {
+                Frame::Message(message) => self.obey(message)?,
+                Frame::Output(_) => return Err(ConversationError::Output),
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, message: ToGuest) -> Result<(), ConversationError> {
+        match message {
+            ToGuest::Hello { .. } if self.greeted => return Err(ConversationError::SecondHello),
+            ToGuest::Hello {
+                version: PROTOCOL_VERSION,
+                outputs,
+            } => {
+                self.greeted = true;
+                self.link.greeted();
+                self.resume(&outputs)?;
+            }
+            ToGuest::Hello { version, .. } => return Err(ConversationError::Version(version)),
+            _ if !self.greeted => return Err(ConversationError::NoHello),
+            ToGuest::Run { .. } if self.has_task => self.complain("there is a task already")?,
+            ToGuest::Run { task } => self.run_task(&task)?,
+            ToGuest::Ack {
+                container,
+                stream,
+                offset,
+            } => {
+                let outcome = self
+                    .find(&container)
+                    .map(|c| c.output(stream).window.acknowledge(offset));
+                match outcome {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        self.complain(&format!("acknowledgement for {container:?}: {error}"))?
+                    }
+                    None => self.complain_of_unknown(&container)?,
+                }
+            }
+            ToGuest::Stop { container, grace_ms } => match self.find(&container) {
+                Some(found) => found.stop(Duration::from_millis(grace_ms), Instant::now()),
+                None => self.complain_of_unknown(&container)?,
+            },
+            ToGuest::Signal { container, signal } => {
+                match (self.find(&container), stop_signal::check(signal)) {
+                    (Some(found), Some(signal)) => found.signal(signal),
+                    (Some(_), None) => self.complain(&format!("{signal} is no signal"))?,
+                    (None, _) => self.complain_of_unknown(&container)?,
+                }
+            }
+            ToGuest::PowerOff => self.powering_off = true,
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, name: &str) -> Option<&mut Container> {
+        self.containers
+            .iter_mut()
+            .find(|container| container.name == name)
+    }
+
+    fn complain(&mut self, message: &str) -> Result<(), LinkError> {
+        self.link.send(&ToHost::Error {
+            message: message.to_owned(),
+        })
+    }
+
+    fn complain_of_unknown(&mut self, container: &str) -> Result<(), LinkError> {
+        self.complain(&format!("there is no container {container:?}"))
+    }
+
+    /// Every stream goes on where the host has it; one that the host does not know, from its beginning.
+    fn resume(&mut self, positions: &[OutputPosition]) -> Result<(), LinkError> {
+        let mut complaints = Vec::new();
+        for container in &mut self.containers {
+            for stream in STREAMS {
+                let known = positions
+                    .iter()
+                    .find(|p| p.container == container.name && p.stream == stream);
+                let offset = known.map_or(0, |position| position.offset);
+                if let Err(error) = container.output(stream).window.resume(offset) {
+                    complaints.push(format!("{stream:?} of {:?}: {error}", container.name));
+                }
+            }
+        }
+        complaints
+            .iter()
+            .try_for_each(|complaint| self.complain(complaint))
+    }
+
+    fn run_task(&mut self, task: &TaskSpec) -> Result<(), LinkError> {
+        if let Err(error) = task::check(task) {
+            return self.complain(&format!("the task is refused: {error}"));
+        }
+        self.has_task = true;
+        self.containers = match task::make_ready(task) {
+            Ok(surroundings) => task
+                .containers
+                .iter()
+                .map(|spec| begin(spec, &surroundings))
+                .collect(),
+            Err(error) => fail_all(task, &error),
+        };
+        for index in 0..self.containers.len() {
+            self.report(index);
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self) {
+        while let Some((pid, ending)) = reap_one() {
+            let owner = self
+                .containers
+                .iter()
+                .position(|container| container.pid() == Some(pid));
+            // Others are orphans, or containers whose start failed.
+            let Some(index) = owner else { continue };
+            let Some(container) = self.containers.get_mut(index) else {
+                continue;
+            };
+            let was_starting = container.start_pipe().is_some();
+            container.ended(ending);
+            if was_starting {
+                self.report(index);
+            }
+        }
+    }
+
+    fn drain_dead(&mut self) {
+        for index in 0..self.containers.len() {
+            if self.containers[index].drain(&mut self.buffer) {
+                self.report(index);
+            }
+        }
+    }
+
+    /// Tells the host what a container is doing now. Before its hello too: the two sides' first words may cross.
+    fn report(&mut self, index: usize) {
+        if let Some(status) = self.containers.get(index).and_then(Container::status) {
+            self.converse(|this, _| Ok(this.link.send(&ToHost::Container { status })?));
+        }
+    }
+
+    /// Frames output while the connection takes it, the streams in turn.
+    fn send_output(&mut self) -> Result<(), ConversationError> {
+        let senders = self.containers.len() * STREAMS.len();
+        let mut idle = 0;
+        while self.greeted && idle < senders && self.link.takes_output() {
+            let sender = self.next_sender % senders;
+            self.next_sender = sender + 1;
+            let stream = STREAMS[sender % STREAMS.len()];
+            let Some(container) = self.containers.get_mut(sender / STREAMS.len()) else {
+                break;
+            };
+            let name = container.name.clone();
+            let window = &mut container.output(stream).window;
+            let Some((offset, bytes)) = window.unsent(MAX_OUTPUT_BYTES) else {
+                idle += 1;
+                continue;
+            };
+            self.link.send_output(&name, stream, offset, bytes)?;
+            let count = bytes.len();
+            window.mark_sent(count);
+            idle = 0;
+            // What the socket takes at once makes room for more.
+            self.link.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Kills what still runs and waits, within bounds, until it is gone, so that the drives can be released.
+    fn stop_everything(&mut self) {
+        if let Err(error) = cgroup::kill_task() {
+            power::log(&error.to_string());
+        }
+        let until = Instant::now() + LAST_REAPING;
+        while self.containers.iter().any(|container| container.pid().is_some()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+            self.reap();
+        }
+        self.flush_until(Instant::now() + LAST_WORDS);
+    }
+
+    /// Tries to tell the host why the machine is about to die.
+    fn last_words(&mut self, message: String) -> String {
+        let _ = self.link.send(&ToHost::Error {
+            message: message.clone(),
+        });
+        self.flush_until(Instant::now() + LAST_WORDS);
+        message
+    }
+
+    fn flush_until(&mut self, until: Instant) {
+        while self.link.flush().is_ok() && !self.link.flushed() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn begin(spec: &berth_protocol::message::ContainerSpec, surroundings: &start::Surroundings) -> Container {
+    match start::start(spec, surroundings) {
+        Ok(started) => Container::started(spec, started),
+        Err(error) => Container::failed(&spec.name, error.to_string()),
+    }
+}
+
+fn fail_all(task: &TaskSpec, error: &TaskError) -> Vec<Container> {
+    task.containers
+        .iter()
+        .map(|spec| Container::failed(&spec.name, error.to_string()))
+        .collect()
+}

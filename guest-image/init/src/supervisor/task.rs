@@ -1,0 +1,192 @@
+//! The task: a checked specification, and the machine made ready for its containers.
+
+use std::collections::BTreeSet;
+
+use berth_protocol::message::{ContainerSpec, TaskSpec};
+
+use crate::container::root::{self, RootError};
+use crate::container::start::Surroundings;
+use crate::container::stop_signal::{self, UnknownSignal};
+use crate::guest::cgroup::{self, CgroupError};
+use crate::guest::drives::{self, DriveError};
+use crate::guest::network::{self, NetworkError};
+
+/// More containers than any task may have; what counts here is that there is a bound.
+const MAX_CONTAINERS: usize = 64;
+const MAX_NAME_BYTES: usize = 255;
+/// `HOST_NAME_MAX`
+const MAX_HOSTNAME_BYTES: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TaskError {
+    #[error("a task of {0} containers is not within 1 to {MAX_CONTAINERS}")]
+    Count(usize),
+    #[error("container name {0:?} is not 1 to {MAX_NAME_BYTES} letters, digits, dashes or underscores")]
+    Name(String),
+    #[error("two containers are named {0:?}")]
+    Duplicate(String),
+    #[error("container {0:?} has no command")]
+    NoCommand(String),
+    #[error("the working directory {directory:?} of container {container:?} is not absolute")]
+    WorkingDir { container: String, directory: String },
+    #[error(
+        "environment variable {variable:?} of container {container:?} has no name or an equals sign in it"
+    )]
+    Variable { container: String, variable: String },
+    #[error("the stop signal of container {container:?}: {source}")]
+    StopSignal {
+        container: String,
+        source: UnknownSignal,
+    },
+    #[error("hostname {0:?} is not 1 to {MAX_HOSTNAME_BYTES} letters, digits, dots or dashes")]
+    Hostname(String),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    #[error(transparent)]
+    Root(#[from] RootError),
+}
+
+/// Refuses what could not be carried out, or could not even be reported under its name.
+pub(crate) fn check(task: &TaskSpec) -> Result<(), TaskError> {
+    if !(1..=MAX_CONTAINERS).contains(&task.containers.len()) {
+        return Err(TaskError::Count(task.containers.len()));
+    }
+    if !plain(&task.hostname, MAX_HOSTNAME_BYTES, &['.', '-']) {
+        return Err(TaskError::Hostname(task.hostname.clone()));
+    }
+    let mut names = BTreeSet::new();
+    for spec in &task.containers {
+        check_container(spec)?;
+        if !names.insert(spec.name.as_str()) {
+            return Err(TaskError::Duplicate(spec.name.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn check_container(spec: &ContainerSpec) -> Result<(), TaskError> {
+    let container = spec.name.clone();
+    if !plain(&spec.name, MAX_NAME_BYTES, &['-', '_']) {
+        return Err(TaskError::Name(container));
+    }
+    if spec.argv.is_empty() {
+        return Err(TaskError::NoCommand(container));
+    }
+    if !spec.working_dir.starts_with('/') {
+        return Err(TaskError::WorkingDir {
+            container,
+            directory: spec.working_dir.clone(),
+        });
+    }
+    if let Some(variable) = spec.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+        return Err(TaskError::Variable {
+            container,
+            variable: variable.clone(),
+        });
+    }
+    match stop_signal::parse(&spec.stop_signal) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(TaskError::StopSignal { container, source }),
+    }
+}
+
+fn plain(text: &str, limit: usize, also: &[char]) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || also.contains(&c);
+    (1..=limit).contains(&text.len()) && text.chars().all(allowed)
+}
+
+/// Makes the machine ready for the task's containers: network, caps, writable drive.
+pub(crate) fn make_ready(task: &TaskSpec) -> Result<Surroundings, TaskError> {
+    if let Some(network) = &task.network {
+        network::configure(network)?;
+    }
+    cgroup::make_task(task.memory_bytes, task.pids)?;
+    drives::mount_scratch(&task.scratch_drive)?;
+    root::prepare_mount_point()?;
+    Ok(Surroundings::new(&task.hostname, task.network.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn task(change: impl FnOnce(&mut TaskSpec)) -> TaskSpec {
+        let container = ContainerSpec {
+            name: "web".into(),
+            image_drive: "image0".into(),
+            argv: vec!["true".into()],
+            env: BTreeMap::new(),
+            working_dir: "/".into(),
+            user: String::new(),
+            stop_signal: String::new(),
+            readonly_root: false,
+            capabilities_add: vec![],
+            capabilities_drop: vec![],
+            nofile: (1024, 1024),
+            memory_bytes: None,
+            cpu_shares: None,
+            init_process: false,
+        };
+        let mut task = TaskSpec {
+            task_id: "t".into(),
+            hostname: "box".into(),
+            network: None,
+            memory_bytes: 1 << 20,
+            pids: 10,
+            scratch_drive: "scratch".into(),
+            containers: vec![container],
+        };
+        change(&mut task);
+        task
+    }
+
+    #[test]
+    fn an_ordinary_task_is_accepted() {
+        assert!(check(&task(|_| ())).is_ok());
+    }
+
+    #[test]
+    fn names_that_could_be_paths_are_refused() {
+        for name in ["", ".", "..", "a/b", "a:b", "a,b", "a b", "\u{e9}"] {
+            let refused = check(&task(|task| task.containers[0].name = name.into()));
+            assert!(matches!(refused, Err(TaskError::Name(_))), "{name:?}");
+        }
+        let refused = check(&task(|task| task.hostname = "a\nb".into()));
+        assert!(matches!(refused, Err(TaskError::Hostname(_))));
+    }
+
+    #[test]
+    fn what_cannot_run_is_refused() {
+        type Change = fn(&mut TaskSpec);
+        let changes: [(Change, &str); 6] = [
+            (|task| task.containers.clear(), "a task of 0 containers"),
+            (
+                |task| task.containers.push(task.containers[0].clone()),
+                "two containers are named",
+            ),
+            (|task| task.containers[0].argv.clear(), "has no command"),
+            (
+                |task| task.containers[0].working_dir = "tmp".into(),
+                "is not absolute",
+            ),
+            (
+                |task| drop(task.containers[0].env.insert("A=B".into(), "c".into())),
+                "equals sign",
+            ),
+            (
+                |task| task.containers[0].stop_signal = "SIGNOPE".into(),
+                "unknown signal",
+            ),
+        ];
+        for (change, text) in changes {
+            let message = check(&task(change)).unwrap_err().to_string();
+            assert!(message.contains(text), "{message}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The JSON form of every message, held against the checked-in snapshot of this protocol version.
+//!
+//! A failure means that the form on the wire changed. Either undo that, or raise `PROTOCOL_VERSION`, and write the
+//! new snapshot with `BERTH_WRITE_SCHEMA=1 cargo test -p berth-protocol --test schema`.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use berth_protocol::PROTOCOL_VERSION;
+use berth_protocol::message::{
+    ContainerSpec, ContainerState, ContainerStatus, NetworkSpec, OutputPosition, Stream, TaskSpec, ToGuest,
+    ToHost,
+};
+use serde_json::{Value, json};
+
+fn to_guest() -> Vec<ToGuest> {
+    vec![
+        ToGuest::Hello {
+            version: 1,
+            outputs: vec![OutputPosition {
+                container: "web".into(),
+                stream: Stream::Stdout,
+                offset: 4096,
+            }],
+        },
+        ToGuest::Run {
+            task: Box::new(task()),
+        },
+        ToGuest::Ack {
+            container: "web".into(),
+            stream: Stream::Stderr,
+            offset: 8192,
+        },
+        ToGuest::Stop {
+            container: "web".into(),
+            grace_ms: 30_000,
+        },
+        ToGuest::Signal {
+            container: "web".into(),
+            signal: 1,
+        },
+        ToGuest::PowerOff,
+    ]
+}
+
+fn task() -> TaskSpec {
+    TaskSpec {
+        task_id: "0123456789abcdef".into(),
+        hostname: "ip-10-0-0-5".into(),
+        network: Some(NetworkSpec {
+            address: Ipv4Addr::new(10, 0, 0, 5),
+            prefix_len: 24,
+            gateway: Ipv4Addr::new(10, 0, 0, 1),
+            dns_servers: vec![Ipv4Addr::new(10, 0, 0, 2)],
+            search_domains: vec!["example.internal".into()],
+            mtu: 1500,
+        }),
+        memory_bytes: 536_870_912,
+        pids: 1024,
+        scratch_drive: "scratch".into(),
+        containers: vec![ContainerSpec {
+            name: "web".into(),
+            image_drive: "image0".into(),
+            argv: vec!["/bin/server".into(), "--listen".into()],
+            env: BTreeMap::from([("LANG".into(), "C.UTF-8".into())]),
+            working_dir: "/srv".into(),
+            user: "www-data:www-data".into(),
+            stop_signal: "SIGTERM".into(),
+            readonly_root: true,
+            capabilities_add: vec!["CAP_SYS_PTRACE".into()],
+            capabilities_drop: vec!["CAP_MKNOD".into()],
+            nofile: (1024, 65_535),
+            memory_bytes: Some(268_435_456),
+            cpu_shares: Some(512),
+            init_process: true,
+        }],
+    }
+}
+
+fn to_host() -> Vec<ToHost> {
+    let status = |state| ContainerStatus {
+        name: "web".into(),
+        state,
+    };
+    let running = status(ContainerState::Running {
+        pid: 42,
+        started_at_ms: 1_700_000_000_000,
+    });
+    let exited = status(ContainerState::Exited {
+        exit_code: 137,
+        signal: Some(9),
+        oom_killed: true,
+        started_at_ms: 1_700_000_000_000,
+        finished_at_ms: 1_700_000_001_000,
+        stdout_bytes: 4096,
+        stderr_bytes: 12,
+    });
+    vec![
+        ToHost::Hello {
+            version: 1,
+            init_version: "0.1.0".into(),
+            ready_ms: 120,
+            has_task: true,
+            containers: vec![running, exited],
+        },
+        ToHost::Container {
+            status: status(ContainerState::StartFailed {
+                reason: "exec: \"nope\": executable file not found in $PATH".into(),
+            }),
+        },
+        ToHost::Error {
+            message: "there is a task already".into(),
+        },
+    ]
+}
+
+/// The compiler points here when a variant is added: then the lists above need an example of it.
+#[allow(dead_code)]
+fn every_variant_has_an_example(guest: &ToGuest, host: &ToHost, state: &ContainerState) {
+    match guest {
+        ToGuest::Hello { .. } | ToGuest::Run { .. } | ToGuest::Ack { .. } => {}
+        ToGuest::Stop { .. } | ToGuest::Signal { .. } | ToGuest::PowerOff => {}
+    }
+    match host {
+        ToHost::Hello { .. } | ToHost::Container { .. } | ToHost::Error { .. } => {}
+    }
+    match state {
+        ContainerState::Running { .. } | ContainerState::StartFailed { .. } => {}
+        ContainerState::Exited { .. } => {}
+    }
+}
+
+fn snapshot_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("schema/v{PROTOCOL_VERSION}.json"))
+}
+
+fn shape() -> Value {
+    json!({ "version": PROTOCOL_VERSION, "to_guest": to_guest(), "to_host": to_host() })
+}
+
+#[test]
+fn the_wire_form_is_that_of_this_version() {
+    let path = snapshot_path();
+    if std::env::var_os("BERTH_WRITE_SCHEMA").is_some() {
+        let text = serde_json::to_string_pretty(&shape()).unwrap();
+        std::fs::write(&path, text + "\n").unwrap();
+    }
+    let snapshot: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(shape(), snapshot, "the wire form differs from {}", path.display());
+}
+
+#[test]
+fn the_snapshot_reads_back_as_the_messages_it_came_from() {
+    let snapshot: Value = serde_json::from_slice(&std::fs::read(snapshot_path()).unwrap()).unwrap();
+    let guest: Vec<ToGuest> = serde_json::from_value(snapshot["to_guest"].clone()).unwrap();
+    let host: Vec<ToHost> = serde_json::from_value(snapshot["to_host"].clone()).unwrap();
+    assert_eq!(guest, to_guest());
+    assert_eq!(host, to_host());
+}

@@ -1,0 +1,208 @@
+//! Starting a VMM: opens everything it may touch, puts it into its cgroup and a session of its own, and leaves it the
+//! descriptors and nothing else.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use berth_vmm::config::{CONFIG_VERSION, DriveConfig, MachineConfig, NetConfig, VsockConfig};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+
+use super::process;
+use super::scratch::ScratchDisks;
+use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, at, host_error};
+use crate::cgroup::{Caps, Cgroups};
+use crate::network::MacAddr;
+use crate::task::host::{HostError, MachineSpec};
+use crate::task::spec::SCRATCH_DRIVE;
+
+/// Guest memory that the kernel, its tables and `berth-init` take before the task gets any, in MiB: a fixed part and
+/// one MiB in so many of the task's (page structures are 1/64).
+const GUEST_OVERHEAD_MIB: u32 = 48;
+const GUEST_OVERHEAD_FRACTION: u32 = 56;
+/// Memory of the VMM and of KVM's own tables for it, outside the guest's, in MiB: measured, and one in so many.
+const VMM_ALLOWANCE_MIB: u64 = 24;
+const VMM_ALLOWANCE_FRACTION: u64 = 256;
+/// Threads of one VMM: its vCPUs, its devices and some.
+const VMM_PIDS: u32 = 128;
+const UNITS_PER_VCPU: u32 = 1024;
+const GUEST_CID: u64 = 3;
+/// Quiet, no driver probing that a microVM needs not, a panic ends the machine.
+const KERNEL_ARGUMENTS: &str =
+    "quiet loglevel=1 panic=-1 unknown_nmi_panic=1 pci=off i8042.noaux nomodule random.trust_cpu=on";
+
+/// What machines are started from.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    pub vmm: PathBuf,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+}
+
+pub(super) struct Launch {
+    pub dir: PathBuf,
+    pub binaries: Binaries,
+    pub cgroups: Cgroups,
+    pub scratch: ScratchDisks,
+    pub spec: MachineSpec,
+}
+
+/// Guest memory for a task that paid for `task_mib`.
+pub(super) fn guest_mib(task_mib: u32) -> u32 {
+    task_mib + GUEST_OVERHEAD_MIB + task_mib / GUEST_OVERHEAD_FRACTION
+}
+
+/// Most memory that the VMM of such a guest may hold, in bytes.
+pub(super) fn machine_bytes(guest_mib: u32) -> u64 {
+    let guest = u64::from(guest_mib);
+    (guest + VMM_ALLOWANCE_MIB + guest / VMM_ALLOWANCE_FRACTION) << 20
+}
+
+impl Launch {
+    /// The started VMM. Its folder holds its pid before this returns.
+    pub(super) fn run(self) -> Result<Child, HostError> {
+        // Whatever an earlier try left; its processes are in the cgroup.
+        let group = self.cgroups.group(self.spec.task.as_str()).map_err(host_error)?;
+        group.kill().map_err(host_error)?;
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&self.dir, "remove", &error)),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o700).create(&self.dir).map_err(|error| at(&self.dir, "make", &error))?;
+        let guest_mib = guest_mib(self.spec.memory_mib);
+        let caps = Caps {
+            cpu_units: self.spec.cpu_units,
+            memory_bytes: machine_bytes(guest_mib),
+            pids: VMM_PIDS,
+        };
+        let group = self.cgroups.create(self.spec.task.as_str(), &caps).map_err(host_error)?;
+        let mut handed = Handed::default();
+        let config = self.config(guest_mib, &mut handed)?;
+        let config_fd = handed.take(config_file(&config)?);
+        let log_path = self.dir.join(LOG_FILE);
+        let log = create(&log_path)?;
+        let join = group.procs_fd().map_err(host_error)?;
+        let mut command = Command::new(&self.binaries.vmm);
+        command
+            .arg("--config-fd")
+            .arg(config_fd.to_string())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let fds: Vec<RawFd> = handed.0.iter().map(AsRawFd::as_raw_fd).collect();
+        let child = spawn(command, &join, fds).map_err(|error| at(&self.binaries.vmm, "start", &error))?;
+        process::write_pid_file(&self.dir.join(PID_FILE), child.id())?;
+        Ok(child)
+    }
+
+    fn config(&self, guest_mib: u32, handed: &mut Handed) -> Result<MachineConfig, HostError> {
+        let spec = &self.spec;
+        let scratch = self.scratch.make(&self.dir.join(SCRATCH_FILE), spec.scratch_gib)?;
+        let mut drives = Vec::new();
+        for (id, path) in &spec.images {
+            let fd = handed.take(open(path, false)?.into());
+            drives.push(DriveConfig { id: id.clone(), fd, read_only: true });
+        }
+        let fd = handed.take(scratch.into());
+        drives.push(DriveConfig { id: SCRATCH_DRIVE.to_owned(), fd, read_only: false });
+        let mac: MacAddr = spec.mac.parse().map_err(|error: crate::network::NetworkError| host_error(error))?;
+        let nets = match &spec.tap {
+            Some(tap) => {
+                let tap = tap.try_clone().map_err(|error| HostError(format!("cannot hand on the tap: {error}")))?;
+                vec![NetConfig { tap_fd: handed.take(tap), mac: mac.octets(), mtu: Some(spec.mtu) }]
+            }
+            None => Vec::new(),
+        };
+        let vcpus = spec.cpu_units.div_ceil(UNITS_PER_VCPU).max(1);
+        Ok(MachineConfig {
+            version: CONFIG_VERSION,
+            vcpus: u8::try_from(vcpus).map_err(|_| HostError(format!("{vcpus} vCPUs are too many")))?,
+            memory_mib: guest_mib,
+            kvm_fd: handed.take(open(Path::new("/dev/kvm"), true)?.into()),
+            kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
+            initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
+            cmdline: format!("{KERNEL_ARGUMENTS} {}", berth_protocol::GUEST_MARKER),
+            control_fd: handed.take(control_socket(&self.dir.join(CONTROL_SOCKET))?),
+            exit_fd: Some(handed.take(create(&self.dir.join(EXIT_FILE))?.into())),
+            drives,
+            nets,
+            vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
+            entropy: true,
+            serial_fd: None,
+        })
+    }
+}
+
+/// The descriptors that a VMM is handed; its numbers are the same as here.
+#[derive(Default)]
+struct Handed(Vec<OwnedFd>);
+
+impl Handed {
+    fn take(&mut self, fd: OwnedFd) -> RawFd {
+        let number = fd.as_raw_fd();
+        self.0.push(fd);
+        number
+    }
+}
+
+fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Child> {
+    let join = join.as_raw_fd();
+    // SAFETY: the closure runs between fork and exec and makes only async-signal-safe calls (write, setsid, fcntl) on
+    // descriptors that are open until this function returns; it allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            let done = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+            if libc::write(join, c"0".as_ptr().cast(), 1) != 1 {
+                return Err(io::Error::last_os_error());
+            }
+            done(libc::setsid())?;
+            for fd in &fds {
+                done(libc::fcntl(*fd, libc::F_SETFD, 0))?;
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+fn open(path: &Path, write: bool) -> Result<File, HostError> {
+    OpenOptions::new().read(true).write(write).open(path).map_err(|error| at(path, "open", &error))
+}
+
+fn create(path: &Path) -> Result<File, HostError> {
+    let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    options.map_err(|error| at(path, "make", &error))
+}
+
+fn config_file(config: &MachineConfig) -> Result<OwnedFd, HostError> {
+    let failed = |error: io::Error| HostError(format!("cannot hand on the machine's configuration: {error}"));
+    let name = CString::from(c"berth-config");
+    let fd = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC).map_err(|error| failed(error.into()))?;
+    let mut file = File::from(fd);
+    let json = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
+    file.write_all(&json).map_err(failed)?;
+    io::Seek::rewind(&mut file).map_err(failed)?;
+    Ok(file.into())
+}
+
+/// A listening socket at `path`, whose directory only root can enter.
+fn control_socket(path: &Path) -> Result<OwnedFd, HostError> {
+    let failed = |error: nix::Error| at(path, "listen on", &error.into());
+    let listener =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+    // A socket's path may have 107 bytes only; through the directory's descriptor it is always short.
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let dir = File::open(parent).map_err(|error| at(parent, "open", &error))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL_SOCKET}", dir.as_raw_fd()));
+    bind(listener.as_raw_fd(), &UnixAddr::new(&short).map_err(failed)?).map_err(failed)?;
+    listen(&listener, Backlog::new(16).map_err(failed)?).map_err(failed)?;
+    Ok(listener)
+}

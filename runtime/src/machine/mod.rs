@@ -1,0 +1,253 @@
+//! The real host and its machines: one `berth-vmm` process per task, found again by its control socket.
+//!
+//! All of a machine is under `<data>/machines/<task id>/`, in its cgroup and its tap. What a VMM is started with is in
+//! `launch`, the writable disk in `scratch`, a running one in `running`.
+
+mod launch;
+mod process;
+mod running;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+
+use crate::cgroup::Cgroups;
+use crate::image::{ImageStore, PullLimits, PullPhase};
+use crate::model::task::{Eni, TaskId};
+use crate::network::{EniSpec, MacAddr, Network};
+use crate::runtime::PullStatus;
+use crate::task::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
+
+pub use launch::Binaries;
+use running::RunningMachine;
+use scratch::ScratchDisks;
+
+pub(crate) const CONTROL_SOCKET: &str = "control.sock";
+pub(crate) const EXIT_FILE: &str = "exit.json";
+pub(crate) const PID_FILE: &str = "vmm.pid";
+pub(crate) const LOG_FILE: &str = "vmm.log";
+pub(crate) const SCRATCH_FILE: &str = "scratch.img";
+
+/// This host.
+pub struct LocalHost {
+    machines_dir: PathBuf,
+    binaries: Binaries,
+    cgroups: Cgroups,
+    network: Network,
+    images: ImageStore,
+    scratch: ScratchDisks,
+    /// Starting, finding and removing one machine exclude each other, even if the asker has gone away meanwhile.
+    locks: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl LocalHost {
+    pub fn open(
+        data_dir: &Path,
+        binaries: Binaries,
+        cgroups: Cgroups,
+        network: Network,
+        images: ImageStore,
+    ) -> Result<LocalHost, HostError> {
+        let machines_dir = data_dir.join("machines");
+        std::fs::create_dir_all(&machines_dir).map_err(|error| at(&machines_dir, "make", &error))?;
+        let scratch = ScratchDisks::open(&data_dir.join("scratch"))?;
+        Ok(LocalHost { machines_dir, binaries, cgroups, network, images, scratch, locks: Mutex::default() })
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Removes every machine and cgroup that no task of `kept` owns.
+    pub async fn remove_leftovers(&self, kept: &[TaskId]) -> Result<(), HostError> {
+        let mut names = self.cgroups.list().map_err(host_error)?;
+        let entries = std::fs::read_dir(&self.machines_dir);
+        for entry in entries.map_err(|error| at(&self.machines_dir, "read", &error))?.flatten() {
+            names.extend(entry.file_name().into_string());
+        }
+        names.sort();
+        names.dedup();
+        for task in names.iter().filter_map(|name| TaskId::parse(name)).filter(|task| !kept.contains(task)) {
+            tracing::warn!(%task, "removing a machine that no task owns");
+            self.remove_machine(&task).await?;
+        }
+        Ok(())
+    }
+
+    fn dir(&self, task: &TaskId) -> PathBuf {
+        self.machines_dir.join(task.as_str())
+    }
+
+    async fn lock(&self, task: &TaskId) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(locks.entry(task.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+}
+
+impl Host for LocalHost {
+    fn attach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<Option<OwnedFd>, HostError>> {
+        Box::pin(async move {
+            let spec = eni_spec(eni)?;
+            self.network.attach(&spec).await.map(Some).map_err(host_error)
+        })
+    }
+
+    fn detach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move { self.network.detach(&eni.id).await.map_err(host_error) })
+    }
+
+    fn pull_image<'a>(
+        &'a self,
+        image: &'a str,
+        max_bytes: u64,
+        progress: &'a (dyn Fn(PullStatus) + Send + Sync),
+    ) -> BoxFuture<'a, Result<PulledImage, HostError>> {
+        Box::pin(async move {
+            let report = |status: crate::image::PullProgress| {
+                progress(PullStatus {
+                    phase: match status.phase {
+                        PullPhase::Resolving => "resolving",
+                        PullPhase::Downloading => "downloading",
+                        PullPhase::Unpacking => "unpacking",
+                        PullPhase::Packing => "packing",
+                    },
+                    layers_done: u32::try_from(status.layers_done).unwrap_or(u32::MAX),
+                    layers_total: u32::try_from(status.layers_total).unwrap_or(u32::MAX),
+                    bytes_done: status.bytes_done,
+                    bytes_total: status.bytes_total,
+                });
+            };
+            let limits = PullLimits { max_unpacked_bytes: max_bytes };
+            let pulled = self.images.pull(image, None, limits, &report).await.map_err(host_error)?;
+            Ok(PulledImage {
+                digest: pulled.digest.to_string(),
+                rootfs: pulled.rootfs,
+                entrypoint: pulled.config.entrypoint,
+                cmd: pulled.config.cmd,
+                env: pulled.config.env,
+                working_dir: pulled.config.working_dir,
+                user: pulled.config.user,
+                stop_signal: pulled.config.stop_signal,
+            })
+        })
+    }
+
+    fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>> {
+        Box::pin(async move {
+            let guard = self.lock(&spec.task).await;
+            let dir = self.dir(&spec.task);
+            let launch = launch::Launch {
+                dir: dir.clone(),
+                binaries: self.binaries.clone(),
+                cgroups: self.cgroups.clone(),
+                scratch: self.scratch.clone(),
+                spec,
+            };
+            // Runs to its end even if the asker goes away; the lock is held until then.
+            let started = tokio::task::spawn_blocking(move || {
+                let _guard = guard;
+                launch.run()
+            });
+            let child = started.await.map_err(|error| HostError(format!("the start broke off: {error}")))??;
+            let machine = RunningMachine::connect(dir, Some(child)).await?;
+            Ok(Arc::new(machine) as Arc<dyn Machine>)
+        })
+    }
+
+    fn find_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<Found, HostError>> {
+        Box::pin(async move {
+            let _guard = self.lock(task).await;
+            let dir = self.dir(task);
+            let Some(process) = process::Process::from_pid_file(&dir.join(PID_FILE))? else {
+                let started = dir.join(PID_FILE).exists();
+                return Ok(match started {
+                    true => Found::Ended(running::end_of(&dir, None)),
+                    false => Found::Nothing,
+                });
+            };
+            match RunningMachine::adopt(dir.clone(), process).await {
+                Ok(machine) => Ok(Found::Running(Arc::new(machine))),
+                // It ended while it was being looked at, or does not answer: what does not answer is not left running.
+                Err(error) => {
+                    tracing::warn!(%task, %error, "a machine does not answer");
+                    self.cgroups.group(task.as_str()).and_then(|group| group.kill()).map_err(host_error)?;
+                    Ok(Found::Ended(running::end_of(&dir, Some(&error.0))))
+                }
+            }
+        })
+    }
+
+    fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move {
+            let guard = self.lock(task).await;
+            self.cgroups.group(task.as_str()).map_err(host_error)?.remove().await.map_err(host_error)?;
+            let dir = self.dir(task);
+            match tokio::fs::remove_dir_all(&dir).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(at(&dir, "remove", &error));
+                }
+                _ => {}
+            }
+            drop(guard);
+            self.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
+            Ok(())
+        })
+    }
+
+    fn dns_servers(&self) -> Vec<Ipv4Addr> {
+        self.network.dns_servers()
+    }
+
+    fn mtu(&self) -> u16 {
+        self.network.mtu()
+    }
+}
+
+/// The stored interface as the network wants it.
+pub fn eni_spec(eni: &Eni) -> Result<EniSpec, HostError> {
+    let mac: MacAddr = eni.mac.parse().map_err(|error: crate::network::NetworkError| host_error(error))?;
+    Ok(EniSpec {
+        id: eni.id.clone(),
+        subnet_id: eni.subnet_id.clone(),
+        vpc_id: eni.vpc_id.clone(),
+        address: eni.address,
+        mac,
+        security_groups: eni.security_groups.clone(),
+        internet: eni.internet,
+    })
+}
+
+/// An error and what caused it, in one line.
+fn host_error(error: impl std::error::Error) -> HostError {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_line = cause.to_string();
+        if !line.contains(&cause_line) {
+            line.push_str(": ");
+            line.push_str(&cause_line);
+        }
+        source = cause.source();
+    }
+    HostError(line)
+}
+
+fn at(path: &Path, what: &str, error: &io::Error) -> HostError {
+    HostError(format!("cannot {what} {}: {error}", path.display()))
+}
+
+/// Memory of the host that a task of this size may come to hold, in bytes.
+pub fn memory_bytes(task_mib: u32) -> u64 {
+    launch::machine_bytes(launch::guest_mib(task_mib))
+}

@@ -1,0 +1,176 @@
+//! A running VMM, seen from the daemon: its process by a pidfd, its guest's connections by the control socket.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use berth_vmm::client::{Client, ClientError};
+use berth_vmm::config::{ExitReason, ExitReport};
+use berth_vmm::control::{Command, Outcome, ServerMessage};
+use futures_util::future::BoxFuture;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+
+use super::process::Process;
+use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, at};
+use crate::model::Timestamp;
+use crate::task::host::{GuestStream, HostError, Machine, MachineEnd};
+
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most of a VMM's own words that goes into a reason, in characters.
+const MAX_DETAIL_CHARS: usize = 300;
+
+pub struct RunningMachine {
+    dir: PathBuf,
+    process: Process,
+    /// Set if this daemon started it, and has to reap it.
+    child: Mutex<Option<Child>>,
+    control: AsyncFd<Client>,
+}
+
+impl RunningMachine {
+    /// Attaches to a VMM that this daemon has just started.
+    pub async fn connect(dir: PathBuf, child: Option<Child>) -> Result<RunningMachine, HostError> {
+        let pid = child.as_ref().map(Child::id);
+        let process = match pid {
+            Some(pid) => Process::of_pid(pid)?,
+            None => Process::from_pid_file(&dir.join(PID_FILE))?
+                .ok_or_else(|| HostError("the machine has ended".to_owned()))?,
+        };
+        RunningMachine::attach(dir, process, child).await
+    }
+
+    /// Attaches to a VMM that an earlier daemon started.
+    pub async fn adopt(dir: PathBuf, process: Process) -> Result<RunningMachine, HostError> {
+        RunningMachine::attach(dir, process, None).await
+    }
+
+    async fn attach(dir: PathBuf, process: Process, child: Option<Child>) -> Result<RunningMachine, HostError> {
+        let socket_dir = dir.clone();
+        let client = tokio::task::spawn_blocking(move || attach(&socket_dir));
+        let client = client.await.map_err(|error| HostError(error.to_string())).flatten();
+        let control = client.and_then(|client| {
+            // SAFETY: a client owns its socket and keeps the same one until it is dropped.
+            unsafe { AsyncFd::register_with_interest(client, Interest::READABLE) }
+                .map_err(|error| HostError(format!("cannot watch the machine: {error}")))
+        });
+        match control {
+            Ok(control) => Ok(RunningMachine { dir, process, child: Mutex::new(child), control }),
+            Err(error) => {
+                // What it said before it ended explains more than the failed connection.
+                process.kill();
+                process.ended().await;
+                let status = child.and_then(|mut child| child.wait().ok());
+                let end = end_of(&dir, status.map(described).as_deref());
+                Err(HostError(format!("{error}; {}", end.reason)))
+            }
+        }
+    }
+
+    /// The next connection of the guest.
+    async fn next_connection(&self) -> Result<UnixStream, HostError> {
+        let failed = |error: &dyn std::error::Error| HostError(format!("the machine's control socket failed: {error}"));
+        loop {
+            let mut ready = self.control.readable().await.map_err(|error| failed(&error))?;
+            match ready.get_inner().recv() {
+                Ok((ServerMessage::VsockConnection { port }, Some(fd))) if port == berth_protocol::HOST_PORT => {
+                    return stream(fd).map_err(|error| failed(&error));
+                }
+                // A port that nobody serves: closing the descriptor resets the guest's connection.
+                Ok(_) => {}
+                Err(error) if error.would_block() => ready.clear_ready(),
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+    }
+}
+
+impl Machine for RunningMachine {
+    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>> {
+        Box::pin(async { Ok(Box::new(self.next_connection().await?) as Box<dyn GuestStream>) })
+    }
+
+    fn ended(&self) -> BoxFuture<'_, MachineEnd> {
+        Box::pin(async {
+            self.process.ended().await;
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            let status = child.as_mut().and_then(|child| child.wait().ok());
+            end_of(&self.dir, status.map(described).as_deref())
+        })
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.process.kill() })
+    }
+}
+
+impl Drop for RunningMachine {
+    fn drop(&mut self) {
+        // A VMM that outlives the daemon is init's to reap; one that has ended is ours.
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut child) = child.take() {
+            std::thread::spawn(move || drop(child.wait()));
+        }
+    }
+}
+
+fn attach(dir: &Path) -> Result<Client, HostError> {
+    let failed = |error: ClientError| HostError(error.to_string());
+    // A socket's path may have 107 bytes only; through the directory's descriptor it is always short.
+    let parent = fs::File::open(dir).map_err(|error| at(dir, "open", &error))?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL_SOCKET}", parent.as_raw_fd()));
+    let client = Client::connect(&path, CONTROL_TIMEOUT).map_err(failed)?;
+    match client.request(Command::Attach).map_err(failed)? {
+        (Outcome::Error { error }, _) => return Err(HostError(format!("the machine refuses to be attached to: {error}"))),
+        _ => client.set_nonblocking(true).map_err(|error| failed(error.into()))?,
+    }
+    Ok(client)
+}
+
+fn stream(fd: OwnedFd) -> std::io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+fn described(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (_, Some(signal)) => format!("killed by signal {signal}"),
+        (Some(code), _) => format!("exit status {code}"),
+        (None, None) => "unknown exit status".to_owned(),
+    }
+}
+
+/// How the machine in `dir` ended, from what it left there.
+pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
+    let exit_path = dir.join(EXIT_FILE);
+    let report = fs::read(&exit_path).ok().and_then(|json| serde_json::from_slice::<ExitReport>(&json).ok());
+    let Some(report) = report else {
+        let said = fs::read_to_string(dir.join(LOG_FILE)).unwrap_or_default();
+        let last = said.lines().rfind(|line| !line.trim().is_empty()).map(bounded);
+        let details: Vec<String> = status.map(str::to_owned).into_iter().chain(last).collect();
+        let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) };
+        return MachineEnd { reason: format!("the machine of the task ended unexpectedly{details}"), at: None };
+    };
+    let what = match report.reason {
+        ExitReason::PowerOff => "the guest powered off",
+        ExitReason::Reset => "the guest kernel panicked or was reset",
+        ExitReason::TripleFault => "the guest kernel crashed (triple fault)",
+        ExitReason::Stopped => "the machine was stopped",
+        ExitReason::Error => "the machine failed",
+    };
+    let detail = report.detail.as_deref().map(|detail| format!(": {}", bounded(detail))).unwrap_or_default();
+    let written = fs::metadata(&exit_path).and_then(|metadata| metadata.modified()).ok();
+    let at = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let at = at.and_then(|at| u64::try_from(at.as_millis()).ok()).map(Timestamp);
+    MachineEnd { reason: format!("{what}{detail}"), at }
+}
+
+fn bounded(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_DETAIL_CHARS).collect()
+}

@@ -1,0 +1,313 @@
+//! Tasks: admitting, stopping, looking at them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::open::random_id;
+use super::{PullStatus, RunTask, Runtime, RuntimeError};
+use crate::machine;
+use crate::model::Timestamp;
+use crate::model::definition::{
+    ContainerDefinition, DEFAULT_EPHEMERAL_STORAGE_GIB, DefinitionStatus, TaskDefinition,
+};
+use crate::model::log::{LogGroup, LogStream};
+use crate::model::network::{SecurityGroup, Subnet};
+use crate::model::task::{
+    Container, ContainerStatus, DesiredStatus, Eni, LogTarget, Overrides, StopCause, StopCode, Task, TaskId, TaskStatus,
+};
+use crate::network::{MacAddr, ipam};
+use crate::state::keys;
+use crate::store::{Record, Transaction};
+use crate::task::supervisor::StopRequest;
+
+/// How long a client token answers for its request.
+pub(super) const CLIENT_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What a client token was used for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct UsedToken {
+    pub cluster: String,
+    pub token: String,
+    request_digest: String,
+    tasks: Vec<TaskId>,
+    pub used_at: Timestamp,
+}
+
+/// Where a task is put.
+struct Place {
+    subnet: Subnet,
+    security_groups: Vec<String>,
+}
+
+impl Runtime {
+    /// All or none: either every task is stored as PROVISIONING and on its way, or an error says why not.
+    pub async fn run_task(&self, request: RunTask) -> Result<Vec<Task>, RuntimeError> {
+        let _admission = self.shared.admission.lock().await;
+        self.active_cluster(&request.cluster).await?;
+        if let Some(tasks) = self.tasks_of_token(&request).await? {
+            return Ok(tasks);
+        }
+        let definition = self.definition(&request.definition.family, Some(request.definition.revision)).await?;
+        if definition.status == DefinitionStatus::Inactive {
+            return Err(RuntimeError::DefinitionInactive(definition.id));
+        }
+        for chosen in &request.overrides.containers {
+            if !definition.spec.containers.iter().any(|container| container.name == chosen.name) {
+                return Err(RuntimeError::ContainerNotFound(chosen.name.clone()));
+            }
+        }
+        let place = self.place(&request).await?;
+        let mut taken = self.taken_addresses(&place.subnet.id).await?;
+        let mut tasks = Vec::new();
+        for _ in 0..request.count {
+            let address =
+                ipam::next_free(place.subnet.cidr, &taken).ok_or(RuntimeError::Capacity("ENI"))?;
+            taken.insert(address);
+            tasks.push(self.new_task(&request, &definition, &place, address));
+        }
+        self.check_memory(&tasks).await?;
+        let revision = self.shared.context.records.commit(self.creation(&request, &definition, &tasks)?).await?;
+        for task in &tasks {
+            self.supervise(Record { value: task.clone(), revision }, false);
+        }
+        Ok(tasks)
+    }
+
+    /// Idempotent; returns the task as it is just after.
+    pub async fn stop_task(&self, id: &TaskId, code: StopCode, reason: &str) -> Result<Task, RuntimeError> {
+        let (reply, answer) = oneshot::channel();
+        let request = StopRequest { cause: StopCause { code, reason: reason.to_owned() }, reply };
+        let supervisor = self.supervisors().get(id).cloned();
+        if let Some(supervisor) = supervisor
+            && supervisor.send(request).is_ok()
+            && let Ok(task) = answer.await
+        {
+            return Ok(task);
+        }
+        // No supervisor: it is stopped.
+        self.task(id).await
+    }
+
+    pub async fn task(&self, id: &TaskId) -> Result<Task, RuntimeError> {
+        let record: Option<Record<Task>> = self.shared.context.records.get(&keys::task(id)).await?;
+        record.map(|record| record.value).ok_or_else(|| RuntimeError::TaskNotFound(id.to_string()))
+    }
+
+    /// All tasks, newest first; stopped ones are kept for a while.
+    pub async fn tasks(&self) -> Result<Vec<Task>, RuntimeError> {
+        let records = self.shared.context.records.list::<Task>(keys::TASKS).await?;
+        let mut tasks: Vec<Task> = records.into_iter().map(|record| record.value).collect();
+        tasks.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(tasks)
+    }
+
+    /// Waits until the task's version is above `version`, or `timeout` passes; returns it as it is then.
+    pub async fn task_after(&self, id: &TaskId, version: u64, timeout: Duration) -> Result<Task, RuntimeError> {
+        let store = self.shared.context.records.store();
+        let mut changes = store.watch(&keys::task(id), store.revision().await?).await?;
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let task = self.task(id).await?;
+            let waited = tokio::time::timeout_at(deadline, changes.recv());
+            if task.version > version || !matches!(waited.await, Ok(Some(_))) {
+                return self.task(id).await;
+            }
+        }
+    }
+
+    /// None unless the task is pulling just now.
+    pub fn pull_status(&self, id: &TaskId) -> Option<PullStatus> {
+        let pulls = self.shared.context.pulls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pulls.get(id).copied()
+    }
+
+    async fn tasks_of_token(&self, request: &RunTask) -> Result<Option<Vec<Task>>, RuntimeError> {
+        let Some((token, digest)) = &request.client_token else { return Ok(None) };
+        let key = keys::client_token(&request.cluster, token);
+        let used: Option<Record<UsedToken>> = self.shared.context.records.get(&key).await?;
+        let Some(used) = used.map(|record| record.value) else { return Ok(None) };
+        let mut tasks = Vec::new();
+        for id in &used.tasks {
+            match self.task(id).await {
+                Ok(task) => tasks.push(task),
+                // Stopped long ago, and forgotten.
+                Err(RuntimeError::TaskNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if used.request_digest == *digest { Ok(Some(tasks)) } else { Err(RuntimeError::TokenConflict(tasks)) }
+    }
+
+    async fn place(&self, request: &RunTask) -> Result<Place, RuntimeError> {
+        let subnets = self.subnets().await?;
+        let subnet = match &request.subnet_id {
+            Some(id) => subnets.into_iter().find(|subnet| subnet.id == *id),
+            None => subnets.into_iter().find(|subnet| subnet.is_default),
+        };
+        let subnet = subnet.ok_or_else(|| {
+            RuntimeError::SubnetNotFound(request.subnet_id.clone().unwrap_or_else(|| "default".to_owned()))
+        })?;
+        let groups = self.security_groups().await?;
+        let mut chosen = BTreeSet::new();
+        for id in &request.security_groups {
+            let group = groups.iter().find(|group| group.id == *id);
+            let group = group.ok_or_else(|| RuntimeError::SecurityGroupNotFound(id.clone()))?;
+            if group.vpc_id != subnet.vpc_id {
+                return Err(RuntimeError::SecurityGroupElsewhere { group: id.clone(), subnet: subnet.id });
+            }
+            chosen.insert(id.clone());
+        }
+        if chosen.is_empty() {
+            let default = |group: &&SecurityGroup| group.vpc_id == subnet.vpc_id && group.is_default;
+            chosen.extend(groups.iter().find(default).map(|group| group.id.clone()));
+        }
+        Ok(Place { subnet, security_groups: chosen.into_iter().collect() })
+    }
+
+    /// Guests' memory is never overcommitted: all of it could be touched at any time.
+    async fn check_memory(&self, new: &[Task]) -> Result<(), RuntimeError> {
+        let running = self.tasks().await?;
+        let running = running.iter().filter(|task| task.status != TaskStatus::Stopped);
+        let needed = running.chain(new).map(|task| machine::memory_bytes(task.memory_mib)).sum::<u64>();
+        if needed > self.shared.settings.host_memory_bytes {
+            return Err(RuntimeError::Capacity("MEMORY"));
+        }
+        Ok(())
+    }
+
+    fn new_task(
+        &self,
+        request: &RunTask,
+        definition: &TaskDefinition,
+        place: &Place,
+        address: std::net::Ipv4Addr,
+    ) -> Task {
+        let id = TaskId::random();
+        let spec = &definition.spec;
+        let overrides = &request.overrides;
+        let eni_id = random_id("eni");
+        let containers = spec
+            .containers
+            .iter()
+            .enumerate()
+            .map(|(index, container)| new_container(&id, index, container, overrides))
+            .collect();
+        Task {
+            cluster: request.cluster.clone(),
+            definition: definition.id.clone(),
+            cpu_units: overrides.cpu_units.unwrap_or(spec.cpu_units),
+            memory_mib: overrides.memory_mib.unwrap_or(spec.memory_mib),
+            ephemeral_storage_gib: overrides
+                .ephemeral_storage_gib
+                .or(spec.ephemeral_storage_gib)
+                .unwrap_or(DEFAULT_EPHEMERAL_STORAGE_GIB),
+            overrides: overrides.clone(),
+            group: request.group.clone().unwrap_or_else(|| format!("family:{}", definition.id.family)),
+            started_by: request.started_by.clone(),
+            enable_execute_command: request.enable_execute_command,
+            tags: request.tags.clone(),
+            status: TaskStatus::Provisioning,
+            desired_status: DesiredStatus::Running,
+            stop: None,
+            containers,
+            eni: Eni {
+                mac: MacAddr::derived(&eni_id).to_string(),
+                id: eni_id,
+                attachment_id: random_uuid(),
+                subnet_id: place.subnet.id.clone(),
+                vpc_id: place.subnet.vpc_id.clone(),
+                address,
+                security_groups: place.security_groups.clone(),
+                internet: request.internet,
+            },
+            version: 1,
+            created_at: self.shared.context.clock.now(),
+            connectivity_at: None,
+            pull_started_at: None,
+            pull_stopped_at: None,
+            started_at: None,
+            stopping_at: None,
+            execution_stopped_at: None,
+            stopped_at: None,
+            ended_at_heartbeat: false,
+            id,
+        }
+    }
+
+    /// One transaction for the tasks, their addresses, log streams and the client token.
+    fn creation(
+        &self,
+        request: &RunTask,
+        definition: &TaskDefinition,
+        tasks: &[Task],
+    ) -> Result<Transaction, RuntimeError> {
+        let now = self.shared.context.clock.now();
+        let mut transaction = Transaction::default();
+        for task in tasks {
+            transaction = transaction
+                .create(keys::task(&task.id), task)?
+                .create(keys::address(&task.eni.subnet_id, task.eni.address), &task.id)?;
+            for container in &task.containers {
+                let Some(log) = &container.log else { continue };
+                let stream = LogStream {
+                    group: log.group.clone(),
+                    name: log.stream.clone(),
+                    created_at: now,
+                    task: task.id.clone(),
+                    container: container.name.clone(),
+                };
+                transaction = transaction.put(keys::log_stream(&log.group, &log.stream), &stream)?;
+            }
+        }
+        let groups: BTreeSet<&str> =
+            definition.spec.containers.iter().filter_map(|container| Some(container.log.as_ref()?.group.as_str())).collect();
+        for name in groups {
+            let group = LogGroup { name: name.to_owned(), created_at: now };
+            transaction = transaction.put(keys::log_group(name), &group)?;
+        }
+        if let Some((token, digest)) = &request.client_token {
+            let used = UsedToken {
+                cluster: request.cluster.clone(),
+                token: token.clone(),
+                request_digest: digest.clone(),
+                tasks: tasks.iter().map(|task| task.id.clone()).collect(),
+                used_at: now,
+            };
+            transaction = transaction.create(keys::client_token(&request.cluster, token), &used)?;
+        }
+        Ok(transaction)
+    }
+}
+
+fn new_container(id: &TaskId, index: usize, definition: &ContainerDefinition, overrides: &Overrides) -> Container {
+    let chosen = overrides.containers.iter().find(|chosen| chosen.name == definition.name);
+    Container {
+        name: definition.name.clone(),
+        image: definition.image.clone(),
+        image_digest: None,
+        runtime_id: format!("{id}-{index:010}"),
+        essential: definition.essential,
+        status: ContainerStatus::Pending,
+        exit_code: None,
+        reason: None,
+        cpu: chosen.and_then(|chosen| chosen.cpu).unwrap_or(definition.cpu),
+        memory_mib: chosen.and_then(|chosen| chosen.memory_mib).or(definition.memory_mib),
+        memory_reservation_mib: chosen
+            .and_then(|chosen| chosen.memory_reservation_mib)
+            .or(definition.memory_reservation_mib),
+        log: definition.log.as_ref().map(|log| LogTarget {
+            group: log.group.clone(),
+            stream: format!("{}/{}/{id}", log.stream_prefix, definition.name),
+        }),
+    }
+}
+
+/// A version 4 UUID.
+fn random_uuid() -> String {
+    let random = rand::random::<u128>() & !(0xf << 76) & !(0xc << 60) | 4 << 76 | 8 << 60;
+    let hex = format!("{random:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}

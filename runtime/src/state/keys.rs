@@ -1,0 +1,75 @@
+//! The keys of the store. A name that a caller chose comes last or is followed by a character that no name holds.
+
+use std::net::Ipv4Addr;
+
+use crate::model::definition::DefinitionId;
+use crate::model::task::TaskId;
+
+/// Stands between two names that a caller chose.
+const SEPARATOR: char = '\u{1f}';
+
+pub const CLUSTERS: &str = "cluster/";
+pub const DEFINITIONS: &str = "definition/";
+pub const TASKS: &str = "task/";
+pub const LEDGER: &str = "ledger/";
+pub const VPCS: &str = "vpc/";
+pub const SUBNETS: &str = "subnet/";
+pub const SECURITY_GROUPS: &str = "security-group/";
+pub const LOG_GROUPS: &str = "log-group/";
+pub const LOG_STREAMS: &str = "log-stream/";
+pub const CLIENT_TOKENS: &str = "client-token/";
+/// When the daemon was last alive.
+pub const HEARTBEAT: &str = "heartbeat";
+
+pub fn cluster(name: &str) -> String {
+    format!("{CLUSTERS}{name}")
+}
+/// The last revision number given to a family.
+pub fn family(name: &str) -> String {
+    format!("family/{name}")
+}
+pub fn definition(id: &DefinitionId) -> String {
+    // Ten digits keep revisions in order.
+    format!("{DEFINITIONS}{}{SEPARATOR}{:010}", id.family, id.revision)
+}
+pub fn definitions_of(family: &str) -> String {
+    format!("{DEFINITIONS}{family}{SEPARATOR}")
+}
+pub fn task(id: &TaskId) -> String {
+    format!("{TASKS}{id}")
+}
+pub fn ledger(id: &TaskId) -> String {
+    format!("{LEDGER}{id}")
+}
+/// The images that were pulled for a task.
+pub fn pulled(id: &TaskId) -> String {
+    format!("pulled/{id}")
+}
+pub fn vpc(id: &str) -> String {
+    format!("{VPCS}{id}")
+}
+pub fn subnet(id: &str) -> String {
+    format!("{SUBNETS}{id}")
+}
+pub fn security_group(id: &str) -> String {
+    format!("{SECURITY_GROUPS}{id}")
+}
+/// Who holds an address of a subnet.
+pub fn address(subnet: &str, address: Ipv4Addr) -> String {
+    format!("{}{address}", addresses_of(subnet))
+}
+pub fn addresses_of(subnet: &str) -> String {
+    format!("address/{subnet}/")
+}
+pub fn log_group(name: &str) -> String {
+    format!("{LOG_GROUPS}{name}")
+}
+pub fn log_stream(group: &str, stream: &str) -> String {
+    format!("{}{stream}", log_streams_of(group))
+}
+pub fn log_streams_of(group: &str) -> String {
+    format!("{LOG_STREAMS}{group}{SEPARATOR}")
+}
+pub fn client_token(cluster: &str, token: &str) -> String {
+    format!("{CLIENT_TOKENS}{cluster}{SEPARATOR}{token}")
+}

@@ -1,0 +1,96 @@
+//! What a task needs of the host it runs on, as traits: the real host and machine, and the simulated ones of tests.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::model::Timestamp;
+use crate::model::task::{Eni, TaskId};
+use crate::runtime::PullStatus;
+
+/// A one-line cause, fit for a task's `stoppedReason`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HostError(pub String);
+
+/// A pulled image, ready to be a container's root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledImage {
+    pub digest: String,
+    pub rootfs: PathBuf,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub env: Vec<String>,
+    pub working_dir: String,
+    pub user: String,
+    pub stop_signal: Option<String>,
+}
+
+/// What a machine is made of.
+pub struct MachineSpec {
+    pub task: TaskId,
+    pub cpu_units: u32,
+    pub memory_mib: u32,
+    pub scratch_gib: u32,
+    /// Read-only drives: serial number and file.
+    pub images: Vec<(String, PathBuf)>,
+    /// The tap and the MAC address of its guest.
+    pub tap: Option<OwnedFd>,
+    pub mac: String,
+    pub mtu: u16,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineEnd {
+    /// One line.
+    pub reason: String,
+    /// When, if it can be known.
+    pub at: Option<Timestamp>,
+}
+
+/// What is left of a machine that an earlier daemon started.
+pub enum Found {
+    /// Nothing was ever started.
+    Nothing,
+    Running(Arc<dyn Machine>),
+    Ended(MachineEnd),
+}
+
+/// A byte stream to the guest.
+pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
+
+/// A running machine.
+pub trait Machine: Send + Sync {
+    /// The next connection that the guest makes to `berth_protocol::HOST_PORT`; pends while there is none.
+    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>>;
+    /// Waits for the machine's end.
+    fn ended(&self) -> BoxFuture<'_, MachineEnd>;
+    /// Pulls the plug; `ended` follows.
+    fn kill(&self) -> BoxFuture<'_, ()>;
+}
+
+/// The host. Every call may be repeated.
+pub trait Host: Send + Sync {
+    /// Makes the interface; the descriptor of its tap, where there is a real one.
+    fn attach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<Option<OwnedFd>, HostError>>;
+    fn detach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<(), HostError>>;
+    /// `max_bytes` bounds the unpacked image.
+    fn pull_image<'a>(
+        &'a self,
+        image: &'a str,
+        max_bytes: u64,
+        progress: &'a (dyn Fn(PullStatus) + Send + Sync),
+    ) -> BoxFuture<'a, Result<PulledImage, HostError>>;
+    fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>>;
+    fn find_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<Found, HostError>>;
+    /// Ends the machine if it runs and removes everything of it.
+    fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>>;
+    fn dns_servers(&self) -> Vec<std::net::Ipv4Addr>;
+    fn mtu(&self) -> u16;
+}

@@ -1,0 +1,286 @@
+//! A host and machines that are not there, for tests of thousands of tasks, faults and clocks. The guests speak the real
+//! protocol over an in-memory stream.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use berth_protocol::frame::{Decoder, Frame, encode_message, encode_output};
+use berth_protocol::message::{ContainerState, ContainerStatus, Stream, ToGuest, ToHost};
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, watch};
+
+use super::host::*;
+use crate::model::task::{Eni, TaskId};
+use crate::runtime::PullStatus;
+
+/// What the container of a simulated guest does.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub output: Vec<u8>,
+    /// None runs until it is stopped.
+    pub exit_code: Option<i32>,
+}
+
+#[derive(Default)]
+struct State {
+    machines: HashMap<TaskId, Arc<SimulatedMachine>>,
+    attached: HashMap<String, Ipv4Addr>,
+}
+
+/// Outlives the runtime that uses it, as a real host does.
+pub(crate) struct SimulatedHost {
+    pub script: Script,
+    pub pull_error: Option<String>,
+    state: Mutex<State>,
+}
+
+impl SimulatedHost {
+    pub(crate) fn new(script: Script) -> SimulatedHost {
+        SimulatedHost { script, pull_error: None, state: Mutex::default() }
+    }
+
+    pub(crate) fn kill(&self, task: &TaskId) {
+        self.state.lock().unwrap().machines[task].end("killed by signal 9");
+    }
+
+    /// Machines and interfaces that are there.
+    pub(crate) fn left(&self) -> (usize, usize) {
+        let state = self.state.lock().unwrap();
+        (state.machines.len(), state.attached.len())
+    }
+}
+
+impl Host for SimulatedHost {
+    fn attach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<Option<OwnedFd>, HostError>> {
+        self.state.lock().unwrap().attached.insert(eni.id.clone(), eni.address);
+        Box::pin(async { Ok(None) })
+    }
+
+    fn detach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<(), HostError>> {
+        self.state.lock().unwrap().attached.remove(&eni.id);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn pull_image<'a>(
+        &'a self,
+        _image: &'a str,
+        _max_bytes: u64,
+        _progress: &'a (dyn Fn(PullStatus) + Send + Sync),
+    ) -> BoxFuture<'a, Result<PulledImage, HostError>> {
+        Box::pin(async {
+            match &self.pull_error {
+                Some(error) => Err(HostError(error.clone())),
+                None => Ok(PulledImage {
+                    digest: format!("sha256:{}", "0".repeat(64)),
+                    rootfs: "/image".into(),
+                    entrypoint: vec![],
+                    cmd: vec!["run".into()],
+                    env: vec![],
+                    working_dir: String::new(),
+                    user: String::new(),
+                    stop_signal: None,
+                }),
+            }
+        })
+    }
+
+    fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>> {
+        let machine = SimulatedMachine::boot(self.script.clone());
+        self.state.lock().unwrap().machines.insert(spec.task, Arc::clone(&machine));
+        Box::pin(async { Ok(machine as Arc<dyn Machine>) })
+    }
+
+    fn find_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<Found, HostError>> {
+        let found = match self.state.lock().unwrap().machines.get(task) {
+            None => Found::Nothing,
+            Some(machine) => match machine.ended.borrow().clone() {
+                Some(end) => Found::Ended(end),
+                None => Found::Running(Arc::clone(machine) as Arc<dyn Machine>),
+            },
+        };
+        Box::pin(async { Ok(found) })
+    }
+
+    fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
+        if let Some(machine) = self.state.lock().unwrap().machines.remove(task) {
+            machine.end("removed");
+        }
+        Box::pin(async { Ok(()) })
+    }
+
+    fn dns_servers(&self) -> Vec<Ipv4Addr> {
+        Vec::new()
+    }
+
+    fn mtu(&self) -> u16 {
+        1500
+    }
+}
+
+struct SimulatedMachine {
+    connections: tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>,
+    ended: watch::Sender<Option<MachineEnd>>,
+}
+
+impl SimulatedMachine {
+    fn boot(script: Script) -> Arc<SimulatedMachine> {
+        let (connect, connections) = mpsc::channel(1);
+        let machine = Arc::new(SimulatedMachine {
+            connections: tokio::sync::Mutex::new(connections),
+            ended: watch::Sender::new(None),
+        });
+        let ended = machine.ended.clone();
+        tokio::spawn(async move {
+            let mut unplugged = ended.subscribe();
+            tokio::select! {
+                () = Guest::new(script).run(connect) => { ended.send_replace(Some(end("the guest powered off"))); }
+                _ = unplugged.wait_for(Option::is_some) => {}
+            }
+        });
+        machine
+    }
+
+    fn end(&self, reason: &str) {
+        self.ended.send_if_modified(|ended| ended.is_none() && ended.replace(end(reason)).is_none());
+    }
+}
+
+fn end(reason: &str) -> MachineEnd {
+    MachineEnd { reason: reason.to_owned(), at: None }
+}
+
+impl Machine for SimulatedMachine {
+    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>> {
+        Box::pin(async {
+            let stream = self.connections.lock().await.recv().await;
+            Ok(Box::new(stream.ok_or_else(|| HostError("gone".to_owned()))?) as Box<dyn GuestStream>)
+        })
+    }
+
+    fn ended(&self) -> BoxFuture<'_, MachineEnd> {
+        Box::pin(async {
+            let mut ended = self.ended.subscribe();
+            let ended = ended.wait_for(Option::is_some).await.unwrap();
+            ended.clone().unwrap()
+        })
+    }
+
+    fn kill(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.end("killed") })
+    }
+}
+
+/// A guest with one container.
+struct Guest {
+    script: Script,
+    container: Option<String>,
+    state: Option<ContainerState>,
+    acknowledged: usize,
+}
+
+impl Guest {
+    fn new(script: Script) -> Guest {
+        Guest { script, container: None, state: None, acknowledged: 0 }
+    }
+
+    /// Until it is told to power off.
+    async fn run(mut self, connect: mpsc::Sender<DuplexStream>) {
+        loop {
+            let (mine, theirs) = tokio::io::duplex(1 << 16);
+            if connect.send(theirs).await.is_err() {
+                return std::future::pending().await;
+            }
+            if self.talk(mine).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn statuses(&self) -> Vec<ContainerStatus> {
+        let pair = self.container.clone().zip(self.state.clone());
+        pair.map(|(name, state)| ContainerStatus { name, state }).into_iter().collect()
+    }
+
+    fn exited(&self, exit_code: i32) -> ContainerState {
+        ContainerState::Exited {
+            exit_code,
+            signal: None,
+            oom_killed: false,
+            started_at_ms: 0,
+            finished_at_ms: 0,
+            stdout_bytes: self.script.output.len() as u64,
+            stderr_bytes: 0,
+        }
+    }
+
+    async fn talk(&mut self, mut stream: DuplexStream) -> std::io::Result<()> {
+        let mut decoder = Decoder::new();
+        let mut buffer = [0; 4096];
+        let hello = ToHost::Hello {
+            version: berth_protocol::PROTOCOL_VERSION,
+            init_version: "simulated".into(),
+            ready_ms: 1,
+            has_task: self.container.is_some(),
+            containers: self.statuses(),
+        };
+        say(&mut stream, &hello).await?;
+        loop {
+            match decoder.next::<ToGuest>().unwrap() {
+                Some(Frame::Message(message)) => match message {
+                    ToGuest::Hello { outputs, .. } => {
+                        let stdout = outputs.iter().find(|output| output.stream == Stream::Stdout);
+                        self.acknowledged = stdout.map_or(0, |output| output.offset as usize);
+                        if self.container.is_some() {
+                            self.send_output(&mut stream).await?;
+                        }
+                    }
+                    ToGuest::Run { task } => {
+                        self.container = Some(task.containers[0].name.clone());
+                        self.change(&mut stream, ContainerState::Running { pid: 1, started_at_ms: 0 }).await?;
+                        self.send_output(&mut stream).await?;
+                        if let Some(code) = self.script.exit_code {
+                            self.change(&mut stream, self.exited(code)).await?;
+                        }
+                    }
+                    ToGuest::Stop { .. } if matches!(self.state, Some(ContainerState::Running { .. })) => {
+                        self.change(&mut stream, self.exited(143)).await?;
+                    }
+                    ToGuest::PowerOff => return Ok(()),
+                    _ => {}
+                },
+                Some(Frame::Output(_)) => panic!("the host sends no output"),
+                None => match stream.read(&mut buffer).await? {
+                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    length => decoder.push(&buffer[..length]),
+                },
+            }
+        }
+    }
+
+    async fn change(&mut self, stream: &mut DuplexStream, state: ContainerState) -> std::io::Result<()> {
+        self.state = Some(state);
+        for status in self.statuses() {
+            say(stream, &ToHost::Container { status }).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_output(&self, stream: &mut DuplexStream) -> std::io::Result<()> {
+        let Some(name) = &self.container else { return Ok(()) };
+        let mut frame = Vec::new();
+        for (index, piece) in self.script.output[self.acknowledged..].chunks(1000).enumerate() {
+            let offset = (self.acknowledged + index * 1000) as u64;
+            encode_output(name, Stream::Stdout, offset, piece, &mut frame).unwrap();
+        }
+        stream.write_all(&frame).await
+    }
+}
+
+async fn say(stream: &mut DuplexStream, message: &ToHost) -> std::io::Result<()> {
+    let mut bytes = Vec::new();
+    encode_message(message, &mut bytes).unwrap();
+    stream.write_all(&bytes).await
+}

@@ -1,0 +1,129 @@
+//! From a task, its definition and its images to what the guest is told. Pure.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use berth_protocol::message::{ContainerSpec, NetworkSpec, TaskSpec};
+use ipnet::Ipv4Net;
+
+use super::host::PulledImage;
+use crate::model::definition::{ContainerDefinition, DefinitionSpec};
+use crate::model::task::{ContainerOverride, Task};
+
+/// Serial number of the writable drive.
+pub const SCRATCH_DRIVE: &str = "scratch";
+/// Most processes and threads of a task's containers together.
+const TASK_PIDS: u64 = 4096;
+/// Soft and hard limit of open files on Fargate.
+const DEFAULT_NOFILE: (u64, u64) = (65_535, 65_535);
+const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+
+/// Serial number of the drive with the image of the `index`th container.
+pub fn image_drive(index: usize) -> String {
+    format!("image-{index}")
+}
+
+/// What the network gives every task.
+pub struct NetworkFacts {
+    pub subnet: Ipv4Net,
+    pub dns_servers: Vec<Ipv4Addr>,
+    pub mtu: u16,
+}
+
+/// `images` holds one image for each container, in order. The error is one line for `stoppedReason`.
+pub fn task_spec(
+    task: &Task,
+    definition: &DefinitionSpec,
+    images: &[PulledImage],
+    network: &NetworkFacts,
+) -> Result<TaskSpec, String> {
+    let containers = definition
+        .containers
+        .iter()
+        .zip(images)
+        .enumerate()
+        .map(|(index, (container, image))| {
+            let chosen = task.overrides.containers.iter().find(|chosen| chosen.name == container.name);
+            container_spec(index, container, chosen, image)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let hostname = format!("ip-{}", task.eni.address.to_string().replace('.', "-"));
+    Ok(TaskSpec {
+        task_id: task.id.to_string(),
+        hostname,
+        network: Some(NetworkSpec {
+            address: task.eni.address,
+            prefix_len: network.subnet.prefix_len(),
+            gateway: network.subnet.hosts().next().unwrap_or(network.subnet.addr()),
+            dns_servers: network.dns_servers.clone(),
+            search_domains: Vec::new(),
+            mtu: network.mtu,
+        }),
+        memory_bytes: u64::from(task.memory_mib) << 20,
+        pids: TASK_PIDS,
+        scratch_drive: SCRATCH_DRIVE.to_owned(),
+        containers,
+    })
+}
+
+fn container_spec(
+    index: usize,
+    container: &ContainerDefinition,
+    chosen: Option<&ContainerOverride>,
+    image: &PulledImage,
+) -> Result<ContainerSpec, String> {
+    // As Docker: an entry point given by the definition takes the image's command away.
+    let entry_point = container.entry_point.as_ref();
+    let command = chosen.and_then(|chosen| chosen.command.as_ref()).or(container.command.as_ref());
+    let mut argv = entry_point.unwrap_or(&image.entrypoint).clone();
+    match (entry_point, command) {
+        (_, Some(command)) => argv.extend(command.iter().cloned()),
+        (None, None) => argv.extend(image.cmd.iter().cloned()),
+        (Some(_), None) => {}
+    }
+    if argv.is_empty() {
+        return Err("CannotStartContainerError: no command specified".to_owned());
+    }
+    let mut env = BTreeMap::new();
+    for variable in &image.env {
+        if let Some((name, value)) = variable.split_once('=') {
+            env.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    let own = container.environment.iter();
+    for variable in own.chain(chosen.iter().flat_map(|chosen| &chosen.environment)) {
+        env.insert(variable.name.clone(), variable.value.clone());
+    }
+    let working_dir = container.working_directory.clone().unwrap_or_else(|| image.working_dir.clone());
+    let cpu = chosen.and_then(|chosen| chosen.cpu).unwrap_or(container.cpu);
+    let nofile = container.ulimits.iter().find(|limit| limit.name == "nofile");
+    Ok(ContainerSpec {
+        name: container.name.clone(),
+        image_drive: image_drive(index),
+        argv,
+        env,
+        working_dir: if working_dir.is_empty() { "/".to_owned() } else { working_dir },
+        user: container.user.clone().unwrap_or_else(|| image.user.clone()),
+        stop_signal: image.stop_signal.clone().unwrap_or_else(|| DEFAULT_STOP_SIGNAL.to_owned()),
+        readonly_root: container.readonly_root_filesystem,
+        capabilities_add: capabilities(&container.capabilities_add),
+        capabilities_drop: capabilities(&container.capabilities_drop),
+        nofile: nofile.map_or(DEFAULT_NOFILE, |limit| (limit.soft, limit.hard)),
+        memory_bytes: chosen
+            .and_then(|chosen| chosen.memory_mib)
+            .or(container.memory_mib)
+            .map(|mib| u64::from(mib) << 20),
+        cpu_shares: (cpu > 0).then(|| u64::from(cpu)),
+        init_process: container.init_process_enabled.unwrap_or(false),
+    })
+}
+
+/// `SYS_PTRACE` and `CAP_SYS_PTRACE` are the same; `ALL` stays.
+fn capabilities(names: &[String]) -> Vec<String> {
+    let full = |name: &String| match name.as_str() {
+        "ALL" => name.clone(),
+        name if name.starts_with("CAP_") => name.to_owned(),
+        name => format!("CAP_{name}"),
+    };
+    names.iter().map(full).collect()
+}

@@ -1,0 +1,364 @@
+//! One supervisor per task that is not stopped: carries out what the task's state asks for, and stores every step
+//! before it acts on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
+use super::lifecycle::{self, Action, Event};
+use super::session::Session;
+use super::spec::{self, NetworkFacts};
+use crate::clock::Clock;
+use crate::logs::Outputs;
+use crate::metering;
+use crate::model::Timestamp;
+use crate::model::definition::{DEFAULT_STOP_TIMEOUT_S, TaskDefinition};
+use crate::model::network::Subnet;
+use crate::model::task::{StopCause, Task, TaskId, TaskStatus};
+use crate::runtime::PullStatus;
+use crate::state::keys;
+use crate::store::{Record, Records, StoreError, Transaction};
+
+/// How long the guest may take beyond the containers' grace time, and for powering off.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What every supervisor shares.
+pub struct Context {
+    pub records: Records,
+    pub host: Arc<dyn Host>,
+    pub outputs: Arc<Outputs>,
+    pub clock: Arc<dyn Clock>,
+    pub region: String,
+    /// When an earlier daemon was last seen alive.
+    pub last_heartbeat: Option<Timestamp>,
+    pub pulls: Mutex<HashMap<TaskId, PullStatus>>,
+}
+
+/// A supervisor is told to stop its task, and answers with the task as it is then.
+pub struct StopRequest {
+    pub cause: StopCause,
+    pub reply: oneshot::Sender<Task>,
+}
+
+/// What a supervisor holds for its task while it runs; all of it can be found or made again.
+struct Holdings {
+    tap: Option<OwnedFd>,
+    session: Option<Session>,
+    /// This supervisor took the task over from an earlier daemon and has not found its machine yet.
+    resumed: bool,
+}
+
+/// Supervises one task to its end.
+pub async fn supervise(
+    context: Arc<Context>,
+    record: Record<Task>,
+    resumed: bool,
+    mut inbox: mpsc::UnboundedReceiver<StopRequest>,
+) {
+    let Record { value: mut task, mut revision } = record;
+    let (events, mut happened) = mpsc::unbounded_channel();
+    let mut holdings = Holdings { tap: None, session: None, resumed };
+    while let Some(action) = lifecycle::action(&task) {
+        let of = task.clone();
+        let mut work = pin!(context.carry_out(action, &of, &mut holdings, &events));
+        let mut working = true;
+        while lifecycle::action(&task) == Some(action) {
+            let (event, reply) = tokio::select! {
+                event = &mut work, if working => {
+                    working = false;
+                    match event {
+                        Some(event) => (event, None),
+                        None => continue,
+                    }
+                }
+                Some(event) = happened.recv() => (event, None),
+                request = inbox.recv() => match request {
+                    Some(StopRequest { cause, reply }) => (Event::StopRequested { cause }, Some(reply)),
+                    // The runtime is going away; the task goes on, and the next daemon takes it up.
+                    None => return,
+                },
+            };
+            let next = lifecycle::step(&task, &event, context.clock.now());
+            if next != task {
+                tracing::info!(task = %task.id, from = task.status.as_str(), to = next.status.as_str(), ?event);
+                revision = context.store(&next, revision).await;
+                task = next;
+            }
+            if let Some(reply) = reply {
+                drop(reply.send(task.clone()));
+            }
+        }
+    }
+    // A stop that was asked for in the last moment still gets its answer.
+    inbox.close();
+    while let Some(request) = inbox.recv().await {
+        drop(request.reply.send(task.clone()));
+    }
+}
+
+impl Context {
+    /// Stores the task and its ledger line together. A store that fails is asked again: nothing is done unstored.
+    async fn store(&self, task: &Task, revision: u64) -> u64 {
+        loop {
+            let stored = match self.transaction(task, revision) {
+                Ok(transaction) => self.records.commit(transaction).await,
+                Err(error) => Err(error),
+            };
+            match stored {
+                Ok(revision) => return revision,
+                Err(error) => tracing::error!(task = %task.id, %error, "cannot store a task, trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn transaction(&self, task: &Task, revision: u64) -> Result<Transaction, StoreError> {
+        let mut transaction = Transaction::default().replace(keys::task(&task.id), revision, task)?;
+        if let Some(line) = metering::line(task, &self.region) {
+            transaction = transaction.put(keys::ledger(&task.id), &line)?;
+        }
+        if task.status == TaskStatus::Stopped {
+            transaction = transaction
+                .delete(keys::address(&task.eni.subnet_id, task.eni.address))
+                .delete(keys::pulled(&task.id));
+        }
+        Ok(transaction)
+    }
+
+    /// Carries out an action; the event that ends it, if the session does not bring it.
+    async fn carry_out(
+        &self,
+        action: Action,
+        task: &Task,
+        holdings: &mut Holdings,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Option<Event> {
+        match action {
+            Action::AttachNetwork => Some(match self.host.attach_network(&task.eni).await {
+                Ok(tap) => {
+                    holdings.tap = tap;
+                    Event::NetworkAttached
+                }
+                Err(error) => Event::Failed { reason: format!("ResourceInitializationError: {error}") },
+            }),
+            Action::PullImages => Some(match self.pull_images(task).await {
+                Ok(digests) => Event::ImagesPulled { digests },
+                Err(error) => Event::Failed { reason: format!("CannotPullContainerError: {error}") },
+            }),
+            Action::RunMachine => self.run_machine(task, holdings, events).await,
+            Action::StopMachine => self.stop_machine(task, holdings, events).await,
+            Action::Release => {
+                // A machine's session holds its descriptors.
+                holdings.session = None;
+                holdings.tap = None;
+                self.release(task).await;
+                Some(Event::Released)
+            }
+        }
+    }
+
+    async fn pull_images(&self, task: &Task) -> Result<BTreeMap<String, String>, HostError> {
+        let progress = |status| {
+            self.pulls.lock().unwrap_or_else(PoisonError::into_inner).insert(task.id.clone(), status);
+        };
+        let max_bytes = u64::from(task.ephemeral_storage_gib) << 30;
+        let mut images = Vec::new();
+        let mut failed = None;
+        for container in &task.containers {
+            match self.host.pull_image(&container.image, max_bytes, &progress).await {
+                Ok(image) => images.push(image),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.id);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let digests = task.containers.iter().zip(&images);
+        let digests = digests.map(|(container, image)| (container.name.clone(), image.digest.clone())).collect();
+        // What was pulled stays known to a daemon that starts in the middle, even if the registry is gone by then.
+        let transaction = Transaction::default().put(keys::pulled(&task.id), &images).map_err(to_host_error)?;
+        self.records.commit(transaction).await.map_err(to_host_error)?;
+        Ok(digests)
+    }
+
+    async fn run_machine(
+        &self,
+        task: &Task,
+        holdings: &mut Holdings,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Option<Event> {
+        let found = match self.host.find_machine(&task.id).await {
+            Ok(found) => found,
+            Err(error) => return Some(failed_start(&error)),
+        };
+        let resumed = std::mem::take(&mut holdings.resumed);
+        match found {
+            Found::Running(machine) => match self.prepare(task).await {
+                Ok((spec, _)) => self.follow(task, machine, Some(spec), holdings, events),
+                Err(error) => Some(failed_start(&error)),
+            },
+            Found::Ended(end) => Some(self.ended_unseen(end.reason, end.at, resumed)),
+            // It ran, and nothing of it is left.
+            Found::Nothing if task.status == TaskStatus::Running => {
+                Some(self.ended_unseen("the machine of the task is gone".to_owned(), None, resumed))
+            }
+            Found::Nothing => match self.start_machine(task, holdings).await {
+                Ok((machine, spec)) => self.follow(task, machine, Some(spec), holdings, events),
+                Err(error) => Some(failed_start(&error)),
+            },
+        }
+    }
+
+    fn ended_unseen(&self, reason: String, at: Option<Timestamp>, resumed: bool) -> Event {
+        let heartbeat = self.last_heartbeat.filter(|_| resumed && at.is_none());
+        Event::MachineEnded { reason, at: at.or(heartbeat), at_last_heartbeat: heartbeat.is_some() }
+    }
+
+    /// What the guest is told, and the images that the machine is given.
+    async fn prepare(
+        &self,
+        task: &Task,
+    ) -> Result<(berth_protocol::message::TaskSpec, Vec<PulledImage>), HostError> {
+        let missing = |what: &str| HostError(format!("the record of its {what} is missing"));
+        let pulled = self.records.get::<Vec<PulledImage>>(&keys::pulled(&task.id)).await;
+        let images = pulled.map_err(to_host_error)?.ok_or_else(|| missing("images"))?.value;
+        let definition = self.records.get::<TaskDefinition>(&keys::definition(&task.definition)).await;
+        let definition = definition.map_err(to_host_error)?.ok_or_else(|| missing("definition"))?.value;
+        let subnet = self.records.get::<Subnet>(&keys::subnet(&task.eni.subnet_id)).await;
+        let subnet = subnet.map_err(to_host_error)?.ok_or_else(|| missing("subnet"))?.value;
+        let network =
+            NetworkFacts { subnet: subnet.cidr, dns_servers: self.host.dns_servers(), mtu: self.host.mtu() };
+        let spec = spec::task_spec(task, &definition.spec, &images, &network).map_err(HostError)?;
+        Ok((spec, images))
+    }
+
+    async fn start_machine(
+        &self,
+        task: &Task,
+        holdings: &mut Holdings,
+    ) -> Result<(Arc<dyn Machine>, berth_protocol::message::TaskSpec), HostError> {
+        let (spec, images) = self.prepare(task).await?;
+        let tap = match holdings.tap.take() {
+            Some(tap) => Some(tap),
+            None => self.host.attach_network(&task.eni).await?,
+        };
+        let images =
+            images.into_iter().enumerate().map(|(index, image)| (spec::image_drive(index), image.rootfs)).collect();
+        let machine = self.host.start_machine(MachineSpec {
+            task: task.id.clone(),
+            cpu_units: task.cpu_units,
+            memory_mib: task.memory_mib,
+            scratch_gib: task.ephemeral_storage_gib,
+            images,
+            tap,
+            mac: task.eni.mac.clone(),
+            mtu: self.host.mtu(),
+        });
+        Ok((machine.await?, spec))
+    }
+
+    fn follow(
+        &self,
+        task: &Task,
+        machine: Arc<dyn Machine>,
+        spec: Option<berth_protocol::message::TaskSpec>,
+        holdings: &mut Holdings,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Option<Event> {
+        let mut writers = BTreeMap::new();
+        for container in &task.containers {
+            match self.outputs.writer(&task.id, &container.name) {
+                Ok(writer) => writers.insert(container.name.clone(), writer),
+                Err(error) => return Some(failed_start(&HostError(error.to_string()))),
+            };
+        }
+        holdings.session =
+            Some(Session::start(machine, spec, writers, Arc::clone(&self.clock), events.clone()));
+        None
+    }
+
+    async fn stop_machine(
+        &self,
+        task: &Task,
+        holdings: &mut Holdings,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Option<Event> {
+        let resumed = std::mem::take(&mut holdings.resumed);
+        if holdings.session.is_none() {
+            match self.host.find_machine(&task.id).await {
+                Ok(Found::Running(machine)) => {
+                    if let Some(event) = self.follow(task, machine, None, holdings, events) {
+                        return Some(event);
+                    }
+                }
+                Ok(Found::Ended(end)) => return Some(self.ended_unseen(end.reason, end.at, resumed)),
+                Ok(Found::Nothing) => {
+                    return Some(self.ended_unseen("the task had no machine".to_owned(), None, resumed));
+                }
+                Err(error) => return Some(self.ended_unseen(error.to_string(), None, resumed)),
+            }
+        }
+        let session = holdings.session.as_ref()?;
+        let grace = self.stop_timeout(task).await;
+        session.stop_containers(grace);
+        // A guest that has not said what its containers do within the time is not asked any longer.
+        if tokio::time::timeout(grace + STOP_MARGIN, session.containers_ended()).await.is_ok() {
+            session.power_off();
+            tokio::time::sleep(POWER_OFF_TIMEOUT).await;
+        }
+        session.machine().kill().await;
+        // The session tells the machine's end, here and above.
+        None
+    }
+
+    async fn stop_timeout(&self, task: &Task) -> Duration {
+        let definition = self.records.get::<TaskDefinition>(&keys::definition(&task.definition)).await;
+        let longest = definition.ok().flatten().and_then(|definition| {
+            let containers = definition.value.spec.containers;
+            containers
+                .into_iter()
+                .map(|container| container.stop_timeout_s.unwrap_or(DEFAULT_STOP_TIMEOUT_S))
+                .max()
+        });
+        Duration::from_secs(u64::from(longest.unwrap_or(DEFAULT_STOP_TIMEOUT_S)))
+    }
+
+    async fn release(&self, task: &Task) {
+        self.outputs.close(&task.id);
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.id);
+        loop {
+            let machine = self.host.remove_machine(&task.id).await;
+            let network = self.host.detach_network(&task.eni).await;
+            match machine.and(network) {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(task = %task.id, %error, "cannot clean up, trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+fn failed_start(error: &HostError) -> Event {
+    // Some causes bring their own prefix.
+    let own = ["CannotStartContainerError", "ResourceInitializationError"];
+    let reason = match own.iter().any(|prefix| error.0.starts_with(prefix)) {
+        true => error.0.clone(),
+        false => format!("ResourceInitializationError: {error}"),
+    };
+    Event::Failed { reason }
+}
+
+fn to_host_error(error: StoreError) -> HostError {
+    HostError(error.to_string())
+}

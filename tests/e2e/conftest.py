@@ -1,0 +1,107 @@
+"""What the tests share: one registry with its images, one daemon, and the check that nothing of any task is left."""
+
+import shutil
+import time
+
+import pytest
+
+import host
+import product
+from daemon import Daemon
+from images import Images
+from registry import Registry
+from tasks import Tasks
+
+
+def pytest_configure(config):
+    missing = product.missing()
+    if missing:
+        pytest.exit(f"missing: {', '.join(missing)}; run the suite with `cargo xtask test --e2e`", returncode=4)
+
+
+@pytest.fixture(scope="session")
+def registry():
+    registry = Registry().start()
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture(scope="session")
+def images(registry):
+    return Images(registry)
+
+
+@pytest.fixture(scope="session")
+def daemon(images):
+    """The daemon that every test uses; at its end, nothing of any task may be left on the host."""
+    before = host.snapshot(product.SCRATCH / "data")
+    assert before["machines"] == [], "another Berth runs on this host"
+    daemon = Daemon(product.SCRATCH / "data", insecure_registries=[images.registry.host])
+    daemon.start()
+    tasks = Tasks(daemon, _default_network(daemon))
+    # What the daemon makes once, at its first task, is no leak: the snapshot is taken after that.
+    assert tasks.finish(images.busybox, "true")["containers"][0]["exitCode"] == 0
+    settled = _settled(daemon)
+
+    yield daemon
+
+    if not daemon.is_alive():
+        daemon.start()
+    left = daemon.client("ecs").list_tasks()["taskArns"]
+    tasks = Tasks(daemon, _default_network(daemon))
+    tasks.stop(*({"taskArn": arn} for arn in left))
+    leaks = host.wait_for_no_difference(settled, daemon.data_dir)
+    assert daemon.stop() == 0, daemon.tail()
+    assert not leaks, "tasks left something behind:\n" + "\n".join(leaks)
+    # The daemon itself: what it keeps for its networks is not of any task.
+    after = host.snapshot(daemon.data_dir)
+    for kind in ["mounts", "loop devices", "control groups", "machines", "machine folders"]:
+        kept = [line for line in after[kind] if line not in before[kind] and not line.startswith("/run/netns")]
+        assert not kept, f"{kind} left behind: {kept}"
+    shutil.rmtree(product.SCRATCH, ignore_errors=True)
+
+
+def _settled(daemon):
+    """A snapshot that did not change for two seconds, with no task in it."""
+    deadline = time.monotonic() + 60
+    last = host.snapshot(daemon.data_dir)
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        now = host.snapshot(daemon.data_dir)
+        if now == last and not (now["machines"] or now["control groups"] or now["machine folders"]):
+            return now
+        last = now
+    raise AssertionError(f"the first task left something behind: {last}")
+
+
+def _default_network(daemon):
+    networks = daemon.wire.berth("DescribeNetworks")
+    subnet = next(subnet for subnet in networks["subnets"] if subnet["isDefault"])
+    return {"subnets": [subnet["subnetId"]], "assignPublicIp": "DISABLED"}
+
+
+@pytest.fixture
+def running(daemon):
+    """The daemon, alive at the start of the test even if the one before killed it."""
+    if not daemon.is_alive():
+        daemon.start()
+    return daemon
+
+
+@pytest.fixture
+def tasks(running):
+    """The tasks of the default cluster. Those that a test leaves are stopped after it."""
+    tasks = Tasks(running, _default_network(running))
+    yield tasks
+    if not running.is_alive():
+        running.start()
+    tasks.stop(*({"taskArn": arn} for arn in tasks.ecs.list_tasks()["taskArns"]))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test shows the end of the daemon's log."""
+    report = (yield).get_result()
+    daemon = item.funcargs.get("daemon") or item.funcargs.get("running")
+    if report.failed and daemon is not None:
+        report.sections.append(("daemon log", daemon.tail()))

@@ -1,0 +1,170 @@
+"""The daemon as a process, and the clients that talk to it: boto3, the aws CLI, the berth CLI, raw requests."""
+
+import configparser
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import botocore.config
+
+import product
+from registry import free_port
+from wire import Wire
+
+REGION = "us-east-1"
+ACCOUNT = "123456789012"
+# In the emulated lab everything takes its time.
+START_SECONDS = 120
+STOP_SECONDS = 60
+
+
+class Daemon:
+    def __init__(self, data_dir, insecure_registries=(), arguments=()):
+        self.data_dir = Path(data_dir)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = self.data_dir.parent / f"{self.data_dir.name}.log"
+        self.process = None
+        self._arguments = [f"--data-dir={self.data_dir}", f"--listen=127.0.0.1:{self.port}", f"--account-id={ACCOUNT}"]
+        self._arguments += [f"--vmm={product.VMM}"]
+        self._arguments += [f"--kernel={product.GUEST}/vmlinux", f"--initrd={product.GUEST}/initrd.cpio"]
+        self._arguments += [f"--insecure-registry={registry}" for registry in insecure_registries]
+        self._arguments += list(arguments)
+        self.exports = ""
+
+    # Life.
+
+    def start(self):
+        """Starts it and returns once it says that it listens."""
+        environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", "info"), "RUST_BACKTRACE": "1"}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [product.BERTH, "serve", *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                # Signals to the test run are not for the daemon.
+                start_new_session=True,
+            )
+        lines = queue.Queue()
+        threading.Thread(target=_pump, args=(self.process.stdout, lines), daemon=True).start()
+        deadline = time.monotonic() + START_SECONDS
+        said = []
+        while True:
+            try:
+                line = lines.get(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                line = None
+            if line is None:
+                raise RuntimeError(f"the daemon did not start; stdout {said}, log:\n{self.tail()}")
+            said.append(line)
+            if line.startswith("berth: listening on "):
+                assert line.strip().endswith(self.url), line
+                self.exports = "".join(said[:-1])
+                return self
+
+    def stop(self):
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=STOP_SECONDS)
+
+    def kill(self):
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(timeout=STOP_SECONDS)
+
+    def is_alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def tail(self, lines=80):
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    # Clients.
+
+    @property
+    def keys(self):
+        """Access key and secret, from the file that the daemon made."""
+        profile = configparser.RawConfigParser()
+        profile.read(self.data_dir / "credentials")
+        return profile["default"]["aws_access_key_id"], profile["default"]["aws_secret_access_key"]
+
+    def client(self, service, retries=3):
+        access, secret = self.keys
+        return boto3.session.Session().client(
+            service,
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id=access,
+            aws_secret_access_key=secret,
+            config=botocore.config.Config(
+                retries={"total_max_attempts": retries, "mode": "standard"}, read_timeout=120, connect_timeout=30
+            ),
+        )
+
+    @property
+    def wire(self):
+        return Wire("127.0.0.1", self.port, *self.keys, region=REGION)
+
+    def environment(self):
+        """What a shell has after the exports were pasted, and no other AWS settings."""
+        access, secret = self.keys
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        return {
+            **kept,
+            "AWS_ACCESS_KEY_ID": access,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_PAGER": "",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def aws(self, *arguments, check=True, timeout=500):
+        """The real aws CLI; returns its stdout."""
+        beside = Path(sys.executable).parent / "aws"
+        program = beside if beside.exists() else shutil.which("aws")
+        environment = self.environment()
+        # Said on the command line, as a user without exports would.
+        del environment["AWS_ENDPOINT_URL"]
+        done = subprocess.run(
+            [program, "--endpoint-url", self.url, "--output", "json", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+        )
+        assert not check or done.returncode == 0, f"aws {arguments} failed: {done.stdout}{done.stderr}"
+        return done.stdout if check else done
+
+    def berth(self, *arguments, timeout=400, check=False, **options):
+        """The berth CLI; returns what subprocess.run does, with bytes."""
+        done = subprocess.run(
+            [product.BERTH, *arguments],
+            capture_output=True,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+            **options,
+        )
+        assert not check or done.returncode == 0, f"berth {arguments} failed: {done.stdout}{done.stderr}"
+        return done
+
+
+def _pump(stream, lines):
+    for line in stream:
+        lines.put(line)
+    lines.put(None)

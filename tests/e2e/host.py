@@ -1,0 +1,106 @@
+"""What a task may leave behind on the host: taken before and after, and compared."""
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+PREFIX = "berth"
+CGROUP = Path("/sys/fs/cgroup") / PREFIX
+# What moves by itself: counters, the time until a conntrack entry or a set element is forgotten.
+MOVING = re.compile(r"counter packets \d+ bytes \d+|expires \S+")
+
+
+def _lines(*command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return done.stdout.splitlines()
+
+
+def network_namespaces():
+    folder = Path("/run/netns")
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _in(namespace, *command):
+    return _lines("ip", "netns", "exec", namespace, *command) if namespace else _lines(*command)
+
+
+def links(namespace=None):
+    """Names of the links of a namespace."""
+    return sorted(line.split(": ")[1].split("@")[0] for line in _in(namespace, "ip", "-o", "link"))
+
+
+def rules(namespace=None):
+    """The nftables ruleset, without what moves."""
+    return [MOVING.sub("", line) for line in _in(namespace, "nft", "list", "ruleset")]
+
+
+def machines():
+    """Process ids of every berth-vmm, zombies too."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue
+        # The name is in parentheses, cut after 15 bytes.
+        if text[text.index("(") + 1 : text.rindex(")")] == "berth-vmm":
+            found.append(int(status.parent.name))
+    return sorted(found)
+
+
+def cgroups():
+    """The tasks that have a control group."""
+    return sorted(path.name for path in CGROUP.glob("*/")) if CGROUP.is_dir() else []
+
+
+def snapshot(data_dir):
+    """Everything on this host that a task could leave behind."""
+    namespaces = network_namespaces()
+    return {
+        "network namespaces": namespaces,
+        "links": {namespace or "host": links(namespace) for namespace in [None, *namespaces]},
+        "nftables": {namespace or "host": rules(namespace) for namespace in [None, *namespaces]},
+        "mounts": sorted(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()),
+        "loop devices": _lines("losetup", "--noheadings", "--list", "--output", "NAME,BACK-FILE"),
+        "control groups": cgroups(),
+        "machines": machines(),
+        "machine folders": sorted(path.name for path in (data_dir / "machines").glob("*")),
+    }
+
+
+def differences(before, after):
+    """Lines that say what was not there before, or is gone."""
+    found = []
+    for kind, was in before.items():
+        now = after[kind]
+        if was != now:
+            found.append(f"{kind}:\n  before {was}\n  after  {now}")
+    return found
+
+
+def wait_for_no_difference(before, data_dir, seconds=60):
+    """The differences that stay; giving up a task's things may take a moment."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = differences(before, snapshot(data_dir))
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def machine_of(task_id):
+    """The process id of a task's machine, by its control group."""
+    processes = [int(line) for line in (CGROUP / task_id / "cgroup.procs").read_text().split()]
+    machines_of_task = [pid for pid in processes if pid in machines()]
+    assert len(machines_of_task) == 1, f"task {task_id} has the processes {processes}"
+    return machines_of_task[0]
+
+
+def cpu_usage_us(task_id):
+    """CPU time of a task's control group, in microseconds."""
+    for line in (CGROUP / task_id / "cpu.stat").read_text().splitlines():
+        name, value = line.split()
+        if name == "usage_usec":
+            return int(value)
+    raise AssertionError(f"no usage_usec for {task_id}")

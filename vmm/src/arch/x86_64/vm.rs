@@ -1,0 +1,72 @@
+//! The parts of a virtual machine that the kernel holds: memory slots and the interrupt controllers.
+
+use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::layout;
+
+/// The version of the KVM interface that has not changed since Linux 2.6.22.
+const KVM_API_VERSION: i32 = 12;
+
+/// What KVM must be able to do.
+const NEEDED: [(Cap, &str); 5] = [
+    (Cap::Irqchip, "in-kernel interrupt controllers"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::UserMemory, "user memory"),
+    (Cap::SetTssAddr, "a movable task state segment"),
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    #[error("kvm_fd speaks kvm version {0}, not {KVM_API_VERSION}")]
+    ApiVersion(i32),
+    #[error("kvm has no {0}")]
+    Missing(&'static str),
+    #[error("cannot create a virtual machine: {0}")]
+    Create(kvm_ioctls::Error),
+    #[error("cannot set up the virtual machine's {what}: {source}")]
+    SetUp { what: &'static str, source: kvm_ioctls::Error },
+    #[error("cannot give the virtual machine its memory at {address:#x}: {source}")]
+    Memory { address: u64, source: kvm_ioctls::Error },
+}
+
+/// Creates a virtual machine with `memory` and interrupt controllers, without vCPUs. The memory must stay mapped for as
+/// long as the machine lives: [`crate::machine::Machine`] holds both.
+pub fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, VmError> {
+    match kvm.get_api_version() {
+        KVM_API_VERSION => {}
+        other => return Err(VmError::ApiVersion(other)),
+    }
+    if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        return Err(VmError::Missing(name));
+    }
+    let vm = kvm.create_vm().map_err(VmError::Create)?;
+    let step = |what| move |source| VmError::SetUp { what, source };
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(step("identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS).map_err(step("task state segment"))?;
+    vm.create_irq_chip().map_err(step("interrupt controllers"))?;
+    for (slot, region) in memory.iter().enumerate() {
+        let address = region.start_addr().raw_value();
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: address,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the region is one mapping of `len` bytes, and outlives the virtual machine (see above). Slots are
+        // numbered apart and ranges do not overlap, which `GuestMemoryMmap` checked.
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(|source| VmError::Memory { address, source })?;
+    }
+    Ok(vm)
+}
+
+/// Sends a non-maskable interrupt to the first vCPU, as a message to its local APIC.
+pub fn inject_nmi(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    const DELIVERY_NMI: u32 = 4 << 8;
+    let message = kvm_msi { address_lo: layout::LOCAL_APIC, data: DELIVERY_NMI, ..Default::default() };
+    vm.signal_msi(message).map(drop)
+}

@@ -1,0 +1,191 @@
+//! What a configuration must fulfil before KVM is touched. Only values are looked at here; whether a number is an
+//! open descriptor of the right kind is found out in [`crate::handed`].
+
+use super::{CONFIG_VERSION, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig};
+use crate::arch::{MAX_CMDLINE_BYTES, MAX_VIRTIO_DEVICES};
+
+/// Least guest memory, in MiB.
+pub const MIN_MEMORY_MIB: u32 = 32;
+/// Longest serial number of a drive, in bytes (virtio 1.3, 5.2.6 `VIRTIO_BLK_T_GET_ID`).
+pub const MAX_DRIVE_ID_BYTES: usize = 20;
+/// Least MTU that can be announced: what IPv4 needs (RFC 791).
+pub const MIN_MTU: u16 = 68;
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("configuration version is {0}, not {CONFIG_VERSION}")]
+    Version(u32),
+    #[error("vcpus is {0}, not 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    #[error("memory_mib is {0}, not {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
+    Memory(u32),
+    #[error("cmdline is {0} bytes long, more than {MAX_CMDLINE_BYTES}")]
+    CmdlineLength(usize),
+    #[error("cmdline has the byte {0:#04x}, which is not printable ascii")]
+    CmdlineByte(u8),
+    #[error("{0} devices are more than {MAX_VIRTIO_DEVICES}")]
+    TooManyDevices(usize),
+    #[error("drive id {0:?} is not 1 to {MAX_DRIVE_ID_BYTES} printable ascii bytes")]
+    DriveId(String),
+    #[error("drive id {0:?} appears twice")]
+    DuplicateDriveId(String),
+    #[error("mac {0:02x?} is not a unicast address")]
+    Mac([u8; 6]),
+    #[error("mac {0:02x?} appears twice")]
+    DuplicateMac([u8; 6]),
+    #[error("mtu is {0}, less than {MIN_MTU}")]
+    Mtu(u16),
+    #[error("guest_cid is {0}, not 3 to {max}", max = u32::MAX - 1)]
+    GuestCid(u64),
+}
+
+impl MachineConfig {
+    /// The number of virtio devices that this configuration asks for.
+    pub fn virtio_devices(&self) -> usize {
+        self.drives.len() + self.nets.len() + usize::from(self.vsock.is_some()) + usize::from(self.entropy)
+    }
+
+    /// Checks every value.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.version != CONFIG_VERSION {
+            return Err(ConfigError::Version(self.version));
+        }
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if self.cmdline.len() > MAX_CMDLINE_BYTES {
+            return Err(ConfigError::CmdlineLength(self.cmdline.len()));
+        }
+        if let Some(byte) = self.cmdline.bytes().find(|byte| !matches!(byte, b' '..=b'~')) {
+            return Err(ConfigError::CmdlineByte(byte));
+        }
+        if self.virtio_devices() > MAX_VIRTIO_DEVICES {
+            return Err(ConfigError::TooManyDevices(self.virtio_devices()));
+        }
+        self.validate_drives()?;
+        self.validate_nets()?;
+        match &self.vsock {
+            Some(vsock) if !(3..u64::from(u32::MAX)).contains(&vsock.guest_cid) => {
+                Err(ConfigError::GuestCid(vsock.guest_cid))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_drives(&self) -> Result<(), ConfigError> {
+        for (index, drive) in self.drives.iter().enumerate() {
+            let printable = drive.id.bytes().all(|byte| byte.is_ascii_graphic());
+            if drive.id.is_empty() || drive.id.len() > MAX_DRIVE_ID_BYTES || !printable {
+                return Err(ConfigError::DriveId(drive.id.clone()));
+            }
+            if self.drives[..index].iter().any(|other| other.id == drive.id) {
+                return Err(ConfigError::DuplicateDriveId(drive.id.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_nets(&self) -> Result<(), ConfigError> {
+        for (index, net) in self.nets.iter().enumerate() {
+            if net.mac[0] & 1 == 1 || net.mac == [0; 6] {
+                return Err(ConfigError::Mac(net.mac));
+            }
+            if self.nets[..index].iter().any(|other| other.mac == net.mac) {
+                return Err(ConfigError::DuplicateMac(net.mac));
+            }
+            if let Some(mtu) = net.mtu.filter(|&mtu| mtu < MIN_MTU) {
+                return Err(ConfigError::Mtu(mtu));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DriveConfig, NetConfig, VsockConfig};
+
+    fn valid() -> MachineConfig {
+        MachineConfig {
+            version: CONFIG_VERSION,
+            vcpus: 1,
+            memory_mib: 128,
+            kvm_fd: 3,
+            kernel_fd: 4,
+            initrd_fd: None,
+            cmdline: "panic=-1".into(),
+            control_fd: 5,
+            exit_fd: None,
+            drives: vec![DriveConfig { id: "root".into(), fd: 6, read_only: true }],
+            nets: vec![NetConfig { tap_fd: 7, mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) }],
+            vsock: Some(VsockConfig { guest_cid: 3 }),
+            entropy: true,
+            serial_fd: None,
+        }
+    }
+
+    fn broken(change: impl FnOnce(&mut MachineConfig)) -> Result<(), ConfigError> {
+        let mut config = valid();
+        change(&mut config);
+        config.validate()
+    }
+
+    #[test]
+    fn a_good_configuration_passes() {
+        assert_eq!(valid().validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_value_out_of_range_is_named() {
+        use ConfigError as E;
+        assert_eq!(broken(|c| c.version = 2), Err(E::Version(2)));
+        assert_eq!(broken(|c| c.vcpus = 0), Err(E::Vcpus(0)));
+        assert_eq!(broken(|c| c.vcpus = 33), Err(E::Vcpus(33)));
+        assert_eq!(broken(|c| c.memory_mib = 31), Err(E::Memory(31)));
+        assert_eq!(broken(|c| c.memory_mib = u32::MAX), Err(E::Memory(u32::MAX)));
+        assert_eq!(broken(|c| c.cmdline = "x".repeat(3000)), Err(E::CmdlineLength(3000)));
+        assert_eq!(broken(|c| c.cmdline = "a\0b".into()), Err(E::CmdlineByte(0)));
+        assert_eq!(broken(|c| c.nets[0].mac[0] = 1), Err(E::Mac([1, 0, 0, 0, 0, 1])));
+        assert_eq!(broken(|c| c.nets[0].mac = [0; 6]), Err(E::Mac([0; 6])));
+        assert_eq!(broken(|c| c.nets[0].mtu = Some(67)), Err(E::Mtu(67)));
+        assert_eq!(broken(|c| c.vsock = Some(VsockConfig { guest_cid: 2 })), Err(E::GuestCid(2)));
+        let host_wildcard = u64::from(u32::MAX);
+        assert_eq!(
+            broken(|c| c.vsock = Some(VsockConfig { guest_cid: host_wildcard })),
+            Err(E::GuestCid(host_wildcard))
+        );
+    }
+
+    #[test]
+    fn drive_ids_are_short_printable_and_unique() {
+        use ConfigError as E;
+        for id in ["", "a b", "twenty-one-bytes-long", "ü"] {
+            assert_eq!(broken(|c| c.drives[0].id = id.into()), Err(E::DriveId(id.into())));
+        }
+        assert_eq!(
+            broken(|c| c.drives.push(c.drives[0].clone())),
+            Err(E::DuplicateDriveId("root".into()))
+        );
+    }
+
+    #[test]
+    fn more_devices_than_interrupt_lines_are_refused() {
+        let many = |count: usize| {
+            broken(|c| {
+                c.drives = (0..count)
+                    .map(|index| DriveConfig { id: format!("d{index}"), fd: 6, read_only: true })
+                    .collect();
+            })
+        };
+        // The net, vsock and entropy devices of `valid` take three.
+        assert_eq!(many(MAX_VIRTIO_DEVICES - 3), Ok(()));
+        assert_eq!(
+            many(MAX_VIRTIO_DEVICES - 2),
+            Err(ConfigError::TooManyDevices(MAX_VIRTIO_DEVICES + 1))
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! The serial port: a 16550A that only speaks. What the guest writes goes to a descriptor, a line at a time, and is
+//! dropped when that would make the guest wait. Nothing can be typed into it.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vm_superio::{Serial, Trigger, serial::NoEvents};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
+
+/// Longest line in bytes that is kept together. Not more than `PIPE_BUF`: a pipe that polls writable takes so many.
+const MAX_LINE_BYTES: usize = 512;
+
+/// The serial port.
+pub struct SerialPort {
+    uart: Mutex<Serial<Line, NoEvents, LineWriter>>,
+}
+
+impl SerialPort {
+    /// `interrupt` is the event behind the port's interrupt line.
+    pub fn new(out: OwnedFd, interrupt: EventFd) -> Self {
+        let writer = LineWriter { out, line: Vec::with_capacity(MAX_LINE_BYTES) };
+        Self { uart: Mutex::new(Serial::new(Line(interrupt), writer)) }
+    }
+
+    /// Writes out what has not been ended by a newline.
+    pub fn finish(&self) {
+        self.lock().writer_mut().write_line();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Serial<Line, NoEvents, LineWriter>> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusDevice for SerialPort {
+    /// The registers have one byte each; the rest of a wider access reads as all ones.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let (Ok(offset), [first, ..]) = (u8::try_from(offset), data) {
+            *first = self.lock().read(offset);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (Ok(offset), Some(value)) = (u8::try_from(offset), data.first()) {
+            // The only errors are those of the interrupt event and of the writer, and both drop what they cannot do.
+            let _ = self.lock().write(offset, *value);
+        }
+    }
+}
+
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+struct LineWriter {
+    out: OwnedFd,
+    line: Vec<u8>,
+}
+
+impl LineWriter {
+    fn write_line(&mut self) {
+        let mut fds = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
+        let ready = poll(&mut fds, PollTimeout::ZERO) == Ok(1)
+            && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
+        if ready {
+            // Whatever fails here, the guest is not to notice.
+            let _ = nix::unistd::write(&self.out, &self.line);
+        }
+        self.line.clear();
+    }
+}
+
+impl Write for LineWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            self.line.push(*byte);
+            if *byte == b'\n' || self.line.len() >= MAX_LINE_BYTES {
+                self.write_line();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// The port flushes after every byte, which is not meant so.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn port() -> (SerialPort, std::fs::File) {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        (SerialPort::new(writer, interrupt), reader.into())
+    }
+
+    #[test]
+    fn a_line_is_written_when_it_ends() {
+        let (port, mut reader) = port();
+        for byte in b"hello\nrest" {
+            port.write(0, &[*byte]);
+        }
+        let mut line = [0; 6];
+        reader.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"hello\n");
+        port.finish();
+        drop(port);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "rest");
+    }
+
+    #[test]
+    fn a_full_pipe_drops_output_and_never_blocks() {
+        let (port, reader) = port();
+        for _ in 0..20_000 {
+            for byte in b"0123456789abcdef\n" {
+                port.write(0, &[*byte]);
+            }
+        }
+        drop(reader);
+        port.write(0, b"\n");
+    }
+
+    #[test]
+    fn the_line_is_always_ready_and_wide_accesses_are_harmless() {
+        let (port, _reader) = port();
+        let mut status = [0; 4];
+        port.read(5, &mut status);
+        assert_eq!(status[0] & 0x60, 0x60);
+        assert_eq!(status[1..], [0xff; 3]);
+        port.write(7, &[1, 2, 3, 4]);
+        port.read(1 << 40, &mut status);
+        assert_eq!(status, [0xff; 4]);
+    }
+}

@@ -1,0 +1,106 @@
+//! The device as the transport sees it: features, configuration space, the thread.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::disk::{Disk, DiskError};
+use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_SEGMENTS, MAX_ZERO_SECTORS, QUEUE_SIZE, SECTOR_BYTES};
+use crate::devices::virtio::worker::{QueueService, Worker};
+use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::metrics::Counters;
+
+const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+/// Bytes of the configuration space that are in use.
+const CONFIG_BYTES: usize = 60;
+
+/// The device.
+pub struct Block {
+    disk: Arc<Disk>,
+    config: [u8; CONFIG_BYTES],
+    worker: Option<Worker>,
+}
+
+impl Block {
+    /// `id` is what the guest reads as serial number: at most 20 bytes, which the configuration made sure of.
+    pub fn new(file: File, id: &str, read_only: bool, counters: Arc<Counters>) -> Result<Self, DiskError> {
+        let disk = Disk::new(file, id, read_only, counters)?;
+        let config = config(&disk);
+        Ok(Self { disk: Arc::new(disk), config, worker: None })
+    }
+}
+
+/// The configuration space (5.2.4).
+fn config(disk: &Disk) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    let mut put = |offset: usize, bytes: &[u8]| config[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0, &disk.sectors().to_le_bytes());
+    put(12, &MAX_SEGMENTS.to_le_bytes());
+    put(20, &(SECTOR_BYTES as u32).to_le_bytes());
+    if !disk.read_only() {
+        put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+        put(40, &MAX_RANGES.to_le_bytes());
+        // Holes are punched in whole pages.
+        put(44, &8u32.to_le_bytes());
+        put(48, &MAX_ZERO_SECTORS.to_le_bytes());
+        put(52, &MAX_RANGES.to_le_bytes());
+        put(56, &[1]);
+    }
+    config
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        let common = 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE;
+        common
+            | if self.disk.read_only() {
+                1 << VIRTIO_BLK_F_RO
+            } else {
+                1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(CONFIG_BYTES);
+        let bytes = &self.config[from..];
+        let len = bytes.len().min(data.len());
+        data[..len].copy_from_slice(&bytes[..len]);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation { memory, queues, interrupt, .. } = activation;
+        for queue in queues {
+            let disk = self.disk.clone();
+            let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
+            self.worker = Some(Worker::spawn("block", move |stop| {
+                service.run(stop, |memory, chain| disk.serve(memory, chain));
+            })?);
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            worker.stop();
+        }
+    }
+}

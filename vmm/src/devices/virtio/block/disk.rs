@@ -1,0 +1,225 @@
+//! The file behind a block device, and the carrying out of requests on it.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
+
+use super::request::{Kind, Request, put_front, take_front, total};
+use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, MAX_ZERO_SECTORS, SECTOR_BYTES};
+use crate::metrics::{Counters, count};
+use crate::positioned::{Direction, transfer};
+
+const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+/// Sector, number of sectors, flags.
+const RANGE_BYTES: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("cannot find the size of drive {id:?}: {source}")]
+    Size { id: String, source: io::Error },
+    #[error("drive {0:?} has not one whole sector")]
+    Empty(String),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug)]
+enum Refusal {
+    /// The driver broke a rule of the device: outside the disk, not whole sectors, written though read-only.
+    Rule,
+    /// The device does not do this.
+    Unsupported,
+    /// The host failed.
+    Host,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(_: io::Error) -> Self {
+        Self::Host
+    }
+}
+
+/// A disk.
+pub(super) struct Disk {
+    file: File,
+    sectors: u64,
+    id: [u8; ID_BYTES],
+    read_only: bool,
+    counters: Arc<Counters>,
+}
+
+impl Disk {
+    pub(super) fn new(
+        mut file: File,
+        id: &str,
+        read_only: bool,
+        counters: Arc<Counters>,
+    ) -> Result<Self, DiskError> {
+        // The metadata of a block device do not tell its size; where its end is does.
+        let bytes =
+            file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Size { id: id.into(), source })?;
+        if bytes < SECTOR_BYTES {
+            return Err(DiskError::Empty(id.into()));
+        }
+        let mut padded = [0; ID_BYTES];
+        padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
+        Ok(Self { file, sectors: bytes / SECTOR_BYTES, id: padded, read_only, counters })
+    }
+
+    pub(super) fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    pub(super) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Carries out the request in `chain`; returns how many bytes were written to it.
+    pub(super) fn serve(&self, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
+        let Ok(mut request) = Request::parse(memory, chain) else {
+            count(&self.counters.device_errors, 1);
+            return 0;
+        };
+        let (status, written) = match self.carry_out(&mut request) {
+            Ok(written) => (VIRTIO_BLK_S_OK, written),
+            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+            Err(Refusal::Host) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(Refusal::Rule) => {
+                count(&self.counters.device_errors, 1);
+                (VIRTIO_BLK_S_IOERR, 0)
+            }
+        };
+        match request.status.write_obj(status as u8, 0) {
+            // A chain has less than 4 GiB.
+            Ok(()) => written as u32 + 1,
+            Err(_) => 0,
+        }
+    }
+
+    /// Returns how many bytes were written to the request's buffers.
+    fn carry_out(&self, request: &mut Request<'_>) -> Result<u64, Refusal> {
+        if self.read_only && !matches!(request.kind, Kind::In | Kind::GetId) {
+            return Err(if request.kind == Kind::Out { Refusal::Rule } else { Refusal::Unsupported });
+        }
+        let counters = &*self.counters;
+        match request.kind {
+            Kind::In => {
+                let bytes = self.transfer(Direction::Read, request.sector, &mut request.writable)?;
+                count(&counters.block_read_ops, 1);
+                count(&counters.block_read_bytes, bytes);
+                Ok(bytes)
+            }
+            Kind::Out => {
+                let bytes = self.transfer(Direction::Write, request.sector, &mut request.readable)?;
+                count(&counters.block_write_ops, 1);
+                count(&counters.block_write_bytes, bytes);
+                Ok(0)
+            }
+            Kind::Flush => {
+                self.file.sync_data()?;
+                count(&counters.block_flush_ops, 1);
+                Ok(0)
+            }
+            Kind::GetId => Ok(put_front(&request.writable, &self.id) as u64),
+            Kind::Discard | Kind::WriteZeroes => self.clear(request.kind, &mut request.readable).map(|()| 0),
+            Kind::Unknown => Err(Refusal::Unsupported),
+        }
+    }
+
+    fn transfer(
+        &self,
+        direction: Direction,
+        sector: u64,
+        slices: &mut [VolatileSlice<'_>],
+    ) -> Result<u64, Refusal> {
+        let bytes = total(slices);
+        if bytes % SECTOR_BYTES != 0 || bytes > MAX_REQUEST_BYTES {
+            return Err(Refusal::Rule);
+        }
+        let offset = self.offset(sector, bytes / SECTOR_BYTES)?;
+        transfer(&self.file, direction, slices, offset)?;
+        Ok(bytes)
+    }
+
+    /// The offset in bytes of a range of sectors that lies within the disk.
+    fn offset(&self, sector: u64, sectors: u64) -> Result<u64, Refusal> {
+        match sector.checked_add(sectors) {
+            Some(end) if end <= self.sectors => Ok(sector * SECTOR_BYTES),
+            _ => Err(Refusal::Rule),
+        }
+    }
+
+    /// Discards the ranges of a request, or makes them zero.
+    fn clear(&self, kind: Kind, ranges: &mut Vec<VolatileSlice<'_>>) -> Result<(), Refusal> {
+        let bytes = total(ranges);
+        if bytes == 0 || bytes % RANGE_BYTES as u64 != 0 || bytes > u64::from(MAX_RANGES) * RANGE_BYTES as u64 {
+            return Err(Refusal::Rule);
+        }
+        let mut range = [0; RANGE_BYTES];
+        while take_front(ranges, &mut range) == RANGE_BYTES {
+            let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
+            let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+            let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+            let flags = u32::from_le_bytes(flags);
+            let (max, known_flags) = match kind {
+                Kind::Discard => (MAX_DISCARD_SECTORS, 0),
+                _ => (MAX_ZERO_SECTORS, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP),
+            };
+            if flags & !known_flags != 0 {
+                return Err(Refusal::Unsupported);
+            }
+            if sectors == 0 || sectors > max {
+                return Err(Refusal::Rule);
+            }
+            let offset = self.offset(sector, u64::from(sectors))?;
+            let bytes = u64::from(sectors) * SECTOR_BYTES;
+            match kind {
+                Kind::Discard => self.discard(offset, bytes)?,
+                _ => self.write_zeroes(offset, bytes, flags != 0)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the space back, if the host's file system can; the driver may not count on it.
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, bytes).map(drop)
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+        let flag =
+            if unmap { FallocateFlags::FALLOC_FL_PUNCH_HOLE } else { FallocateFlags::FALLOC_FL_ZERO_RANGE };
+        if self.allocate(flag, offset, bytes)? {
+            return Ok(());
+        }
+        let zeroes = [0; 64 * 1024];
+        let mut done = 0;
+        while done < bytes {
+            let len = (bytes - done).min(zeroes.len() as u64) as usize;
+            self.file.write_all_at(&zeroes[..len], offset + done)?;
+            done += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Calls fallocate(2) without changing the file's size; returns whether the file system can do it.
+    fn allocate(&self, flag: FallocateFlags, offset: u64, bytes: u64) -> io::Result<bool> {
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        let bytes = i64::try_from(bytes).map_err(io::Error::other)?;
+        match fallocate(self.file.as_fd(), flag | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, bytes) {
+            Ok(()) => Ok(true),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}

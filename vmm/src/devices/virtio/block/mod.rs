@@ -1,0 +1,26 @@
+//! The block device (virtio 1.3, 5.2): one queue, served in order on a thread of its own, straight between the file and
+//! guest memory.
+
+mod device;
+mod disk;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub use device::Block;
+pub use disk::DiskError;
+
+/// Size of the one queue.
+const QUEUE_SIZE: u16 = 256;
+/// Most data descriptors in a request: the queue, less the header and the status.
+const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+/// Most bytes that one request moves: how long a device that is to stop may have to wait.
+const MAX_REQUEST_BYTES: u64 = 64 << 20;
+/// The unit of everything in this device.
+const SECTOR_BYTES: u64 = 512;
+/// Most ranges in one request to discard or to write zeroes.
+const MAX_RANGES: u32 = 32;
+/// Most sectors in one such range (2 GiB).
+const MAX_DISCARD_SECTORS: u32 = 1 << 22;
+/// Most sectors in one range of zeroes (16 MiB), as they may have to be written out.
+const MAX_ZERO_SECTORS: u32 = 1 << 15;

@@ -1,0 +1,320 @@
+//! The virtio-mmio transport, version 2 (virtio 1.3, 4.2): the registers through which a driver finds a device, agrees on
+//! features with it and sets its queues up. What travels in the queues is the devices' business.
+
+mod queue_setup;
+mod registers;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{ActiveQueue, Activation, Interrupt, VirtioDevice};
+use crate::bus::BusDevice;
+use crate::metrics::{Counters, count};
+use queue_setup::{QueueSetup, set_half};
+pub use registers::QUEUE_NOTIFY;
+use registers::*;
+
+/// A virtio device behind its registers.
+pub struct MmioTransport {
+    state: Mutex<State>,
+    shared: Arc<Shared>,
+}
+
+/// What the device's own thread changes too.
+struct Shared {
+    status: AtomicU32,
+    interrupt_status: AtomicU32,
+    config_generation: AtomicU32,
+    interrupt: EventFd,
+    counters: Arc<Counters>,
+}
+
+impl Shared {
+    fn interrupt(&self, bits: u32) {
+        self.interrupt_status.fetch_or(bits, Ordering::SeqCst);
+        // An eventfd behind an interrupt line is read by KVM at once; it cannot fill up.
+        let _ = self.interrupt.write(1);
+    }
+}
+
+impl Interrupt for Shared {
+    fn signal_queue(&self) {
+        self.interrupt(QUEUE_INTERRUPT);
+    }
+
+    fn signal_config(&self) {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
+        self.interrupt(CONFIG_INTERRUPT);
+    }
+
+    fn fail_device(&self) {
+        count(&self.counters.device_errors, 1);
+        let before = self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+        if before & DRIVER_OK != 0 {
+            self.signal_config();
+        }
+    }
+}
+
+struct State {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemoryMmap,
+    kicks: Vec<EventFd>,
+    queues: Vec<QueueSetup>,
+    queue_select: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+}
+
+impl MmioTransport {
+    /// `interrupt` is the event behind the device's interrupt line.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        interrupt: EventFd,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let queues = new_queues(&*device);
+        let kicks = queues
+            .iter()
+            .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            state: Mutex::new(State {
+                device,
+                memory,
+                kicks,
+                queues,
+                queue_select: 0,
+                device_features_select: 0,
+                driver_features_select: 0,
+                driver_features: 0,
+            }),
+            shared: Arc::new(Shared {
+                status: AtomicU32::new(0),
+                interrupt_status: AtomicU32::new(0),
+                config_generation: AtomicU32::new(0),
+                interrupt,
+                counters,
+            }),
+        })
+    }
+
+    /// Calls `register` with each queue's index and the event that a write of the index to [`QUEUE_NOTIFY`] is to cause.
+    pub fn for_each_kick<E>(&self, mut register: impl FnMut(u32, &EventFd) -> Result<(), E>) -> Result<(), E> {
+        let state = self.state();
+        (0..).zip(&state.kicks).try_for_each(|(index, kick)| register(index, kick))
+    }
+
+    /// Ends the device's work, as a driver's reset does.
+    pub fn reset(&self) {
+        self.state().reset(&self.shared);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusDevice for MmioTransport {
+    /// Registers have 32 bits and are read whole (4.2.2.2); any other access reads as zero.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            self.state().device.read_config(offset, data);
+        } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
+            *data = self.read_register(offset).to_le_bytes();
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG) {
+            if self.shared.status.load(Ordering::SeqCst) & DRIVER != 0 {
+                self.state().device.write_config(offset, data);
+            }
+        } else if let Ok(data) = <[u8; 4]>::try_from(data) {
+            self.write_register(offset, u32::from_le_bytes(data));
+        }
+    }
+}
+
+impl MmioTransport {
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            MAGIC => MAGIC_VALUE,
+            VERSION => VERSION_VALUE,
+            DEVICE_ID => self.state().device.device_type(),
+            VENDOR_ID => VENDOR_VALUE,
+            DEVICE_FEATURES => {
+                let state = self.state();
+                half(state.device.features(), state.device_features_select)
+            }
+            QUEUE_SIZE_MAX => {
+                let state = self.state();
+                state.selected().map_or(0, |queue| u32::from(queue.max_size()))
+            }
+            QUEUE_READY => self.state().selected().map_or(0, |queue| u32::from(queue.ready)),
+            INTERRUPT_STATUS => self.shared.interrupt_status.load(Ordering::SeqCst),
+            STATUS => self.shared.status.load(Ordering::SeqCst),
+            SHM_LEN_LOW..=SHM_BASE_HIGH => u32::MAX,
+            CONFIG_GENERATION => self.shared.config_generation.load(Ordering::SeqCst),
+            _ => 0,
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        let status = self.shared.status.load(Ordering::SeqCst);
+        match offset {
+            INTERRUPT_ACK => {
+                self.shared.interrupt_status.fetch_and(!value, Ordering::SeqCst);
+            }
+            STATUS => self.state().write_status(value, &self.shared),
+            DEVICE_FEATURES_SEL => self.state().device_features_select = value,
+            DRIVER_FEATURES_SEL => self.state().driver_features_select = value,
+            DRIVER_FEATURES if status & (DRIVER | FEATURES_OK) == DRIVER => {
+                let mut state = self.state();
+                let high = match state.driver_features_select {
+                    0 => false,
+                    1 => true,
+                    // No device here has features beyond 63; a driver that wants one must not get it silently.
+                    _ if value == 0 => return,
+                    _ => return self.shared.fail_device(),
+                };
+                set_half(&mut state.driver_features, high, value);
+            }
+            QUEUE_SEL => self.state().queue_select = value,
+            // Queues are set up between the agreement on features and the driver's being ready (3.1.1).
+            _ if status & (FEATURES_OK | DRIVER_OK | DEVICE_NEEDS_RESET) == FEATURES_OK => {
+                if !self.state().write_queue(offset, value) {
+                    self.shared.fail_device();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl State {
+    fn selected(&self) -> Option<&QueueSetup> {
+        self.queues.get(usize::try_from(self.queue_select).ok()?)
+    }
+
+    /// Returns whether the driver asked for something sensible.
+    fn write_queue(&mut self, offset: u64, value: u32) -> bool {
+        let Some(queue) =
+            usize::try_from(self.queue_select).ok().and_then(|index| self.queues.get_mut(index))
+        else {
+            return true;
+        };
+        if offset == QUEUE_READY {
+            queue.ready = value == 1;
+            return !queue.ready || queue.build(&self.memory).is_some();
+        }
+        if queue.ready {
+            return true;
+        }
+        match offset {
+            QUEUE_SIZE => queue.size = value,
+            QUEUE_DESC_LOW | QUEUE_DESC_HIGH => {
+                set_half(&mut queue.descriptors, offset == QUEUE_DESC_HIGH, value);
+            }
+            QUEUE_DRIVER_LOW | QUEUE_DRIVER_HIGH => {
+                set_half(&mut queue.driver_area, offset == QUEUE_DRIVER_HIGH, value);
+            }
+            QUEUE_DEVICE_LOW | QUEUE_DEVICE_HIGH => {
+                set_half(&mut queue.device_area, offset == QUEUE_DEVICE_HIGH, value);
+            }
+            _ => {}
+        }
+        true
+    }
+
+    /// The status register (2.1): bits are only ever added, each after the one before it, until a zero resets all.
+    fn write_status(&mut self, value: u32, shared: &Arc<Shared>) {
+        if value == 0 {
+            return self.reset(shared);
+        }
+        let status = shared.status.load(Ordering::SeqCst);
+        if status & (FAILED | DEVICE_NEEDS_RESET) != 0 {
+            return;
+        }
+        if value & FAILED != 0 {
+            shared.status.fetch_or(FAILED, Ordering::SeqCst);
+            return;
+        }
+        for (bit, before) in
+            [(ACKNOWLEDGE, 0), (DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)]
+        {
+            let status = shared.status.load(Ordering::SeqCst);
+            if value & bit == 0 || status & bit != 0 || status & before != before {
+                continue;
+            }
+            if bit == FEATURES_OK && !self.features_agree() {
+                continue;
+            }
+            shared.status.fetch_or(bit, Ordering::SeqCst);
+            if bit == DRIVER_OK && !self.activate(shared) {
+                shared.fail_device();
+            }
+        }
+    }
+
+    /// The driver took only what was offered, and what every driver of this transport version must take.
+    fn features_agree(&self) -> bool {
+        self.driver_features & !self.device.features() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+    }
+
+    fn activate(&mut self, shared: &Arc<Shared>) -> bool {
+        let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for (setup, kick) in self.queues.iter().zip(&self.kicks) {
+            let queue = if setup.ready { setup.build(&self.memory) } else { None };
+            let (Some(mut queue), Ok(kick)) = (queue, kick.try_clone()) else {
+                return false;
+            };
+            queue.set_event_idx(event_idx);
+            queues.push(ActiveQueue { queue, kick });
+        }
+        let activation = Activation {
+            memory: self.memory.clone(),
+            queues,
+            interrupt: shared.clone(),
+            features: self.driver_features,
+        };
+        self.device.activate(activation).is_ok()
+    }
+
+    fn reset(&mut self, shared: &Arc<Shared>) {
+        self.device.reset();
+        self.queues = new_queues(&*self.device);
+        self.queue_select = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        shared.interrupt_status.store(0, Ordering::SeqCst);
+        shared.status.store(0, Ordering::SeqCst);
+    }
+}
+
+fn new_queues(device: &dyn VirtioDevice) -> Vec<QueueSetup> {
+    device.queue_sizes().iter().map(|&max_size| QueueSetup::new(max_size)).collect()
+}
+
+/// The low or the high 32 bits of the features; there are none beyond.
+fn half(features: u64, select: u32) -> u32 {
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}

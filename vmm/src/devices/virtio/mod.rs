@@ -1,0 +1,70 @@
+//! What every virtio device has in common. One folder a device; the transport is `mmio`.
+//!
+//! A device does its work on a thread of its own: `activate` moves the queues there, `reset` ends the thread and
+//! takes its resources back, so that a driver may activate the device again.
+
+pub mod block;
+pub mod mmio;
+pub mod net;
+pub mod vsock;
+pub mod rng;
+pub mod worker;
+
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// A virtqueue that the driver has set up, and the event by which the driver kicks it.
+pub struct ActiveQueue {
+    pub queue: Queue,
+    pub kick: EventFd,
+}
+
+/// How a device interrupts its driver (virtio 1.3, 4.2.2 `InterruptStatus`).
+pub trait Interrupt: Send + Sync {
+    /// Buffers of a queue were used.
+    fn signal_queue(&self);
+    /// The device configuration changed.
+    fn signal_config(&self);
+    /// The driver broke a queue beyond use: sets `DEVICE_NEEDS_RESET` and tells the driver. Does nothing by default,
+    /// for interrupts without a transport behind them.
+    fn fail_device(&self) {}
+}
+
+/// What a device gets when the driver sets `DRIVER_OK`.
+pub struct Activation {
+    pub memory: GuestMemoryMmap,
+    /// One for each entry of [`VirtioDevice::queue_sizes`], validated by the transport (`Queue::is_valid`).
+    pub queues: Vec<ActiveQueue>,
+    pub interrupt: Arc<dyn Interrupt>,
+    /// The feature bits that the driver accepted: a subset of those offered.
+    pub features: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    #[error("cannot start the device thread: {0}")]
+    Thread(std::io::Error),
+    #[error("cannot set up the device's events: {0}")]
+    Events(std::io::Error),
+}
+
+/// A virtio device, seen by its transport.
+pub trait VirtioDevice: Send {
+    /// Virtio device id (virtio 1.3, section 5).
+    fn device_type(&self) -> u32;
+    /// The feature bits offered, `VIRTIO_F_VERSION_1` among them.
+    fn features(&self) -> u64;
+    /// The largest size of each queue; powers of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// Reads the device configuration. Whatever lies past its end reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the device configuration; a device without writable fields ignores it.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The driver is ready. An error sets `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+    /// The driver reset the device, or the machine ends: after this the device touches no guest memory.
+    fn reset(&mut self);
+}

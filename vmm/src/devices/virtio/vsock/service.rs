@@ -1,0 +1,254 @@
+//! The thread of a vsock device: moves packets between the queues and the table of connections.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::handle::Shared;
+use super::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES};
+use super::table::{Key, Table};
+use crate::devices::virtio::Interrupt;
+use crate::devices::virtio::net::buffers::{ChainBuffers, Direction};
+use crate::devices::virtio::worker::Stop;
+use crate::metrics::{Counters, count};
+
+// Tokens with the host port that no connection has.
+const OWN: u64 = 0xffff_ffff << 32;
+const STOP: u64 = OWN;
+const WAKE: u64 = OWN | 1;
+const RECEIVE_KICK: u64 = OWN | 2;
+const TRANSMIT_KICK: u64 = OWN | 3;
+
+/// Packets per queue and run, after which the other queue has its turn and the driver its interrupt.
+const PACKETS_PER_RUN: usize = 64;
+
+/// What wakes the thread, besides the sockets of connections.
+pub(super) struct Events {
+    pub(super) wake: EventFd,
+    pub(super) receive_kick: EventFd,
+    pub(super) transmit_kick: EventFd,
+}
+
+impl Events {
+    pub(super) fn watch(&self, epoll: &Epoll) -> io::Result<()> {
+        for (event, token) in [
+            (&self.wake, WAKE),
+            (&self.receive_kick, RECEIVE_KICK),
+            (&self.transmit_kick, TRANSMIT_KICK),
+        ] {
+            epoll.ctl(
+                ControlOperation::Add,
+                event.as_raw_fd(),
+                EpollEvent::new(EventSet::IN, token),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The queues, each until its ring turns out to be broken.
+pub(super) struct Service {
+    pub(super) receive: Option<Queue>,
+    pub(super) transmit: Option<Queue>,
+    pub(super) memory: GuestMemoryMmap,
+    pub(super) table: Table,
+    pub(super) shared: Arc<Shared>,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// What a run of a queue leaves to do.
+#[derive(Default)]
+struct Progress {
+    more: bool,
+    signal: bool,
+}
+
+impl Service {
+    /// Serves the device until told to stop. A broken queue is left alone from then on, and the driver is told.
+    pub(super) fn run(mut self, stop: &Stop, epoll: &Epoll, events: &Events, interrupt: &dyn Interrupt) {
+        let stop_event = EpollEvent::new(EventSet::IN, STOP);
+        if epoll
+            .ctl(ControlOperation::Add, stop.event().as_raw_fd(), stop_event)
+            .is_err()
+        {
+            return interrupt.fail_device();
+        }
+        let mut ready = vec![EpollEvent::default(); 64];
+        // There may be work from before the thread started.
+        let (mut transmit_more, mut receive_more) = (true, false);
+        loop {
+            let timeout = if transmit_more || receive_more {
+                0
+            } else {
+                self.milliseconds_to_deadline()
+            };
+            let ready_count = match epoll.wait(timeout, &mut ready) {
+                Ok(ready_count) => ready_count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return interrupt.fail_device(),
+            };
+            for event in ready.iter().take(ready_count) {
+                match event.data() {
+                    STOP => return,
+                    WAKE => {
+                        let _ = events.wake.read();
+                        self.serve_handles();
+                    }
+                    RECEIVE_KICK => {
+                        let _ = events.receive_kick.read();
+                    }
+                    TRANSMIT_KICK => {
+                        let _ = events.transmit_kick.read();
+                        transmit_more = true;
+                    }
+                    token => {
+                        if let Some(key) = Key::from_token(token) {
+                            self.table
+                                .on_socket(key, EventSet::from_bits_truncate(event.events()));
+                        }
+                    }
+                }
+            }
+            self.table.expire(Instant::now());
+            let mut signal = false;
+            if std::mem::take(&mut transmit_more) {
+                let result = self.run_transmit();
+                transmit_more = self.settle(result, |service| &mut service.transmit, &mut signal, interrupt);
+            }
+            let result = self.run_receive();
+            receive_more = self.settle(result, |service| &mut service.receive, &mut signal, interrupt);
+            if signal {
+                interrupt.signal_queue();
+            }
+        }
+    }
+
+    fn milliseconds_to_deadline(&self) -> i32 {
+        let Some(deadline) = self.table.next_deadline() else {
+            return -1;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        // One more than the rounded-down time, so as not to wake just before it.
+        i32::try_from(left.as_millis()).unwrap_or(i32::MAX - 1) + 1
+    }
+
+    fn settle(
+        &mut self,
+        result: Result<Progress, QueueError>,
+        queue: impl Fn(&mut Self) -> &mut Option<Queue>,
+        signal: &mut bool,
+        interrupt: &dyn Interrupt,
+    ) -> bool {
+        match result {
+            Ok(progress) => {
+                *signal |= progress.signal;
+                progress.more
+            }
+            Err(_) => {
+                *queue(self) = None;
+                count(&self.counters.device_errors, 1);
+                interrupt.fail_device();
+                false
+            }
+        }
+    }
+
+    fn serve_handles(&mut self) {
+        if let Some(listener) = self.shared.listener() {
+            self.table.offer_waiting(&listener);
+        }
+        let now = Instant::now();
+        for (port, caller) in self.shared.take_connects() {
+            self.table.connect(port, caller, now);
+        }
+    }
+
+    /// Packets from the guest.
+    fn run_transmit(&mut self) -> Result<Progress, QueueError> {
+        let Some(queue) = &mut self.transmit else {
+            return Ok(Progress::default());
+        };
+        let listener = self.shared.listener();
+        let listener = listener.as_deref();
+        queue.disable_notification(&self.memory)?;
+        let mut used = false;
+        for _ in 0..PACKETS_PER_RUN {
+            let Some(chain) = queue.iter(&self.memory)?.next() else {
+                if queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                let signal = used && queue.needs_notification(&self.memory)?;
+                return Ok(Progress { more: false, signal });
+            };
+            let head = chain.head_index();
+            let limit = HEADER_BYTES + MAX_DATA_BYTES;
+            match ChainBuffers::new(&self.memory, chain, Direction::DriverToDevice, limit) {
+                Ok(buffers) if buffers.len() >= HEADER_BYTES => {
+                    let (front, data) = buffers.split_at(HEADER_BYTES);
+                    // Read once: the guest can change it at any time.
+                    let mut header = [0; HEADER_BYTES];
+                    front.read(&mut header);
+                    self.table.on_packet(&Header::decode(&header), data, listener);
+                }
+                _ => count(&self.counters.device_errors, 1),
+            }
+            queue.add_used(&self.memory, head, 0)?;
+            used = true;
+        }
+        Ok(Progress {
+            more: true,
+            signal: queue.needs_notification(&self.memory)?,
+        })
+    }
+
+    /// Packets to the guest.
+    fn run_receive(&mut self) -> Result<Progress, QueueError> {
+        let Some(queue) = &mut self.receive else {
+            return Ok(Progress::default());
+        };
+        let now = Instant::now();
+        let mut used = false;
+        let mut more = false;
+        for step in 0..=PACKETS_PER_RUN {
+            if !self.table.has_outgoing() {
+                break;
+            }
+            if step == PACKETS_PER_RUN {
+                more = true;
+                break;
+            }
+            let Some(chain) = queue.iter(&self.memory)?.next() else {
+                if queue.enable_notification(&self.memory)? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            let len = match ChainBuffers::new(&self.memory, chain, Direction::DeviceToDriver, usize::MAX) {
+                Ok(buffers) if buffers.len() > HEADER_BYTES => {
+                    let Some(len) = self.table.next_outgoing(buffers, now) else {
+                        queue.go_to_previous_position();
+                        break;
+                    };
+                    len
+                }
+                _ => {
+                    count(&self.counters.device_errors, 1);
+                    0
+                }
+            };
+            queue.add_used(&self.memory, head, len)?;
+            used = true;
+        }
+        Ok(Progress {
+            more,
+            signal: used && queue.needs_notification(&self.memory)?,
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! A device's own thread, and the loop of a device that serves one queue, in order.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{ActivateError, ActiveQueue, Interrupt};
+
+/// Most requests that are served before the driver is told of them.
+const BATCH: usize = 32;
+
+/// Tells a device thread to return.
+pub struct Stop {
+    asked: AtomicBool,
+    event: EventFd,
+}
+
+impl Stop {
+    /// Cheap enough to look at between any two requests.
+    pub fn asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// Readable from the moment on at which the thread was asked to return.
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+        // The counter of an event that is written once cannot overflow.
+        let _ = self.event.write(1);
+    }
+}
+
+/// A running device thread.
+pub struct Worker {
+    thread: JoinHandle<()>,
+    stop: Arc<Stop>,
+}
+
+impl Worker {
+    /// Starts a thread, which must return when it is asked to stop.
+    pub fn spawn(name: &str, run: impl FnOnce(&Stop) + Send + 'static) -> Result<Self, ActivateError> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ActivateError::Events)?;
+        let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
+        let seen_by_thread = stop.clone();
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&seen_by_thread))
+            .map_err(ActivateError::Thread)?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Asks the thread to return, and waits for it.
+    pub fn stop(self) {
+        self.stop.ask();
+        // A thread that panicked has returned as well.
+        let _ = self.thread.join();
+    }
+}
+
+/// A queue, and what is needed to serve it until the device stops.
+pub struct QueueService {
+    queue: ActiveQueue,
+    memory: GuestMemoryMmap,
+    interrupt: Arc<dyn Interrupt>,
+    epoll: Epoll,
+}
+
+impl QueueService {
+    pub fn new(
+        queue: ActiveQueue,
+        memory: GuestMemoryMmap,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Result<Self, ActivateError> {
+        let epoll = Epoll::new().map_err(ActivateError::Events)?;
+        Ok(Self { queue, memory, interrupt, epoll })
+    }
+
+    /// Serves requests in order until `stop`. `serve` returns how many bytes it wrote to the chain. A broken queue fails
+    /// the device and ends the service.
+    pub fn run(
+        mut self,
+        stop: &Stop,
+        mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> u32,
+    ) {
+        let served = self.watch(stop).map_err(QueueError::Wait).and_then(|()| {
+            while self.wait(stop)? {
+                self.drain(stop, &mut serve)?;
+            }
+            Ok(())
+        });
+        if served.is_err() {
+            self.interrupt.fail_device();
+        }
+    }
+
+    fn watch(&self, stop: &Stop) -> io::Result<()> {
+        for fd in [self.queue.kick.as_raw_fd(), stop.event().as_raw_fd()] {
+            self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a kick; false means stop.
+    fn wait(&self, stop: &Stop) -> Result<bool, QueueError> {
+        let mut events = [EpollEvent::default(); 2];
+        loop {
+            match self.epoll.wait(-1, &mut events) {
+                Ok(_) => {
+                    // It fails when the event was for the stop alone.
+                    let _ = self.queue.kick.read();
+                    return Ok(!stop.asked());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(QueueError::Wait(error)),
+            }
+        }
+    }
+
+    /// Serves what is in the queue. Between batches the device can be stopped, however fast the driver is.
+    fn drain(
+        &mut self,
+        stop: &Stop,
+        serve: &mut impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> u32,
+    ) -> Result<(), QueueError> {
+        let Self { queue: ActiveQueue { queue, .. }, memory, interrupt, .. } = self;
+        let memory = &*memory;
+        loop {
+            queue.disable_notification(memory)?;
+            let mut served = 0;
+            while served < BATCH {
+                let Some(chain) = queue.iter(memory)?.next() else { break };
+                let head = chain.head_index();
+                let written = serve(memory, chain);
+                queue.add_used(memory, head, written)?;
+                served += 1;
+            }
+            if served > 0 && queue.needs_notification(memory)? {
+                interrupt.signal_queue();
+            }
+            if stop.asked() {
+                return Ok(());
+            }
+            if served < BATCH && !queue.enable_notification(memory)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Why a queue cannot be served any more.
+#[derive(Debug, thiserror::Error)]
+enum QueueError {
+    #[error("the driver broke the queue: {0}")]
+    Broken(#[from] virtio_queue::Error),
+    #[error("cannot wait for the driver: {0}")]
+    Wait(io::Error),
+}

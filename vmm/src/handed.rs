@@ -1,0 +1,137 @@
+//! The descriptors that the parent handed over: each is taken exactly once, checked for its kind, and closed on exec.
+//! What they are used for is decided elsewhere.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+
+use crate::config::MachineConfig;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HandedError {
+    #[error("{what} is descriptor {fd}, which is not open")]
+    NotOpen { what: String, fd: RawFd, source: io::Error },
+    #[error("{what} is descriptor {fd}, which was handed over already")]
+    Duplicate { what: String, fd: RawFd },
+    #[error("{what} is descriptor {fd}, which is not {expected}")]
+    Kind { what: String, fd: RawFd, expected: &'static str },
+}
+
+/// Everything that a machine was handed. Vectors are in the order of the configuration.
+#[derive(Debug)]
+pub struct Handed {
+    pub kvm: OwnedFd,
+    pub kernel: File,
+    pub initrd: Option<File>,
+    pub control: OwnedFd,
+    pub exit: Option<File>,
+    pub drives: Vec<File>,
+    pub taps: Vec<OwnedFd>,
+    pub serial: Option<OwnedFd>,
+}
+
+impl Handed {
+    /// Takes every descriptor that `config` names.
+    ///
+    /// # Safety
+    /// Nothing else in this process may own any of these descriptors.
+    pub unsafe fn take(config: &MachineConfig) -> Result<Self, HandedError> {
+        let mut taken = Taken::default();
+        // SAFETY: the caller promises that nobody else owns the descriptors; `Taken` hands out each number once.
+        let mut take = |what: String, fd| unsafe { taken.take(what, fd) };
+
+        let kvm = take("kvm_fd".into(), config.kvm_fd)?;
+        let kernel = take("kernel_fd".into(), config.kernel_fd)?;
+        let initrd = config.initrd_fd.map(|fd| take("initrd_fd".into(), fd)).transpose()?;
+        let control = take("control_fd".into(), config.control_fd)?;
+        let exit = config.exit_fd.map(|fd| take("exit_fd".into(), fd)).transpose()?;
+        let drives = config
+            .drives
+            .iter()
+            .map(|drive| take(format!("the drive {:?}", drive.id), drive.fd))
+            .collect::<Result<Vec<_>, _>>()?;
+        let taps = config
+            .nets
+            .iter()
+            .enumerate()
+            .map(|(index, net)| take(format!("the tap of network device {index}"), net.tap_fd))
+            .collect::<Result<Vec<_>, _>>()?;
+        let serial = config.serial_fd.map(|fd| take("serial_fd".into(), fd)).transpose()?;
+
+        Ok(Self {
+            kvm: kvm.fd,
+            kernel: kernel.regular_file()?,
+            initrd: initrd.map(Claim::regular_file).transpose()?,
+            control: control.seqpacket_listener()?,
+            exit: exit.map(Claim::regular_file).transpose()?,
+            drives: drives.into_iter().map(Claim::disk).collect::<Result<_, _>>()?,
+            taps: taps.into_iter().map(|tap| tap.fd).collect(),
+            serial: serial.map(|serial| serial.fd),
+        })
+    }
+}
+
+#[derive(Default)]
+struct Taken(Vec<RawFd>);
+
+impl Taken {
+    /// # Safety
+    /// As for [`Handed::take`].
+    unsafe fn take(&mut self, what: String, fd: RawFd) -> Result<Claim, HandedError> {
+        if self.0.contains(&fd) {
+            return Err(HandedError::Duplicate { what, fd });
+        }
+        // SAFETY: F_GETFD with a number that may be no descriptor fails with EBADF and does nothing.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(HandedError::NotOpen { what, fd, source: io::Error::last_os_error() });
+        }
+        // SAFETY: it is open (just seen), nobody else owns it (the caller's promise), and it was not taken before.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.0.push(fd);
+        fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| HandedError::NotOpen {
+            what: what.clone(),
+            fd,
+            source: errno.into(),
+        })?;
+        Ok(Claim { what, fd: owned })
+    }
+}
+
+/// A taken descriptor whose kind is not known yet.
+struct Claim {
+    what: String,
+    fd: OwnedFd,
+}
+
+impl Claim {
+    fn wrong_kind(&self, expected: &'static str) -> HandedError {
+        HandedError::Kind { what: self.what.clone(), fd: self.fd.as_raw_fd(), expected }
+    }
+
+    fn file(self, expected: &'static str, is: impl Fn(&std::fs::FileType) -> bool) -> Result<File, HandedError> {
+        let refused = self.wrong_kind(expected);
+        let file = File::from(self.fd);
+        match file.metadata() {
+            Ok(metadata) if is(&metadata.file_type()) => Ok(file),
+            _ => Err(refused),
+        }
+    }
+
+    fn regular_file(self) -> Result<File, HandedError> {
+        self.file("a regular file", |kind| kind.is_file())
+    }
+
+    fn disk(self) -> Result<File, HandedError> {
+        self.file("a regular file or a block device", |kind| kind.is_file() || kind.is_block_device())
+    }
+
+    fn seqpacket_listener(self) -> Result<OwnedFd, HandedError> {
+        let seqpacket = getsockopt(&self.fd, sockopt::SockType) == Ok(SockType::SeqPacket);
+        let listening = getsockopt(&self.fd, sockopt::AcceptConn) == Ok(true);
+        if seqpacket && listening { Ok(self.fd) } else { Err(self.wrong_kind("a listening seqpacket socket")) }
+    }
+}

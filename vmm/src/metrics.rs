@@ -1,0 +1,50 @@
+//! The counters of a machine: written by its threads, read by its control server. Not their meaning over time, which
+//! is the daemon's business.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::control::Metrics;
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// One counter for each field of [`Metrics`]. Relaxed order is enough: each counter stands alone.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $(pub $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            /// The totals so far.
+            pub fn snapshot(&self) -> Metrics {
+                Metrics { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters!(
+    exits_io,
+    exits_mmio,
+    exits_other,
+    unclaimed_accesses,
+    block_read_bytes,
+    block_write_bytes,
+    block_read_ops,
+    block_write_ops,
+    block_flush_ops,
+    net_rx_bytes,
+    net_rx_packets,
+    net_tx_bytes,
+    net_tx_packets,
+    net_rx_dropped,
+    vsock_rx_bytes,
+    vsock_tx_bytes,
+    vsock_connections,
+    entropy_bytes,
+    device_errors,
+);
+
+/// Adds to a counter.
+pub fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

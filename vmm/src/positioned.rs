@@ -1,0 +1,188 @@
+//! Reading and writing at offsets of a file, straight from and to guest memory. The file's own position is never used:
+//! the descriptor may be shared with other processes.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::volatile_memory::Error as VolatileMemoryError;
+use vm_memory::{ReadVolatile, VolatileSlice};
+
+/// Most slices that one vectored call takes (`IOV_MAX`).
+pub const MAX_SLICES: usize = 1024;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the file to guest memory.
+    Read,
+    /// From guest memory to the file.
+    Write,
+}
+
+/// Moves bytes between the file from `offset` on and all of `slices`. The end of the file before the slices are full is
+/// an error. `slices` are consumed front to back.
+pub fn transfer(
+    file: &File,
+    direction: Direction,
+    slices: &mut [VolatileSlice<'_>],
+    offset: u64,
+) -> io::Result<()> {
+    let mut offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut next = 0;
+    let mut vectors = Vec::with_capacity(slices.len().min(MAX_SLICES));
+    while next < slices.len() {
+        let batch = &slices[next..slices.len().min(next + MAX_SLICES)];
+        let guards: Vec<_> = batch.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        vectors.clear();
+        vectors.extend(
+            guards
+                .iter()
+                .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }),
+        );
+        let count = vectors.len() as libc::c_int;
+        // SAFETY: each vector is a live `VolatileSlice` (its guard is held across the call), so its memory is mapped
+        // for reading and writing; guest memory is only ever accessed as raw bytes.
+        let moved = unsafe {
+            match direction {
+                Direction::Read => libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset),
+                Direction::Write => libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset),
+            }
+        };
+        drop(guards);
+        if moved < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        }
+        offset = offset.checked_add(moved as i64).ok_or(io::ErrorKind::InvalidInput)?;
+        let advanced = advance(&mut slices[next..], moved as usize)?;
+        if moved == 0 && advanced == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        next += advanced;
+    }
+    Ok(())
+}
+
+/// Cuts `bytes` from the front; returns how many slices are spent.
+fn advance(slices: &mut [VolatileSlice<'_>], mut bytes: usize) -> io::Result<usize> {
+    for (spent, slice) in slices.iter_mut().enumerate() {
+        if bytes < slice.len() {
+            *slice = slice.offset(bytes).map_err(io::Error::other)?;
+            return Ok(spent);
+        }
+        bytes -= slice.len();
+    }
+    Ok(slices.len())
+}
+
+/// A file with a position of its own.
+#[derive(Debug)]
+pub struct PositionedFile<'a> {
+    file: &'a File,
+    position: u64,
+}
+
+impl<'a> PositionedFile<'a> {
+    pub fn new(file: &'a File) -> Self {
+        Self { file, position: 0 }
+    }
+}
+
+impl Read for PositionedFile<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.position)?;
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for PositionedFile<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
+impl ReadVolatile for PositionedFile<'_> {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        slice: &mut VolatileSlice<B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let guard = slice.ptr_guard_mut();
+        let offset = i64::try_from(self.position)
+            .map_err(|_| VolatileMemoryError::IOError(io::ErrorKind::InvalidInput.into()))?;
+        // SAFETY: the guard keeps `len` bytes from its pointer on valid for writing during the call.
+        let read =
+            unsafe { libc::pread(self.file.as_raw_fd(), guard.as_ptr().cast(), guard.len(), offset) };
+        let read =
+            usize::try_from(read).map_err(|_| VolatileMemoryError::IOError(io::Error::last_os_error()))?;
+        slice.bitmap().mark_dirty(0, read);
+        self.position += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::VolatileMemory;
+
+    use super::*;
+
+    fn slices(memory: &mut [u8], lengths: &[usize]) -> Vec<Vec<u8>> {
+        let mut rest = memory;
+        let mut all = Vec::new();
+        for length in lengths {
+            let (head, tail) = rest.split_at_mut(*length);
+            all.push(head.to_vec());
+            rest = tail;
+        }
+        all
+    }
+
+    #[test]
+    fn a_transfer_fills_every_slice_in_order_and_leaves_the_position() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let mut parts = slices(&mut [0; 6], &[1, 3, 2]);
+        let mut volatile: Vec<_> = parts.iter_mut().map(|part| VolatileSlice::from(&mut part[..])).collect();
+        transfer(&file, Direction::Read, &mut volatile, 2).unwrap();
+        drop(volatile);
+        assert_eq!(parts, [b"2".to_vec(), b"345".to_vec(), b"67".to_vec()]);
+        assert_eq!(file.stream_position().unwrap(), 10);
+    }
+
+    #[test]
+    fn a_transfer_past_the_end_fails() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123").unwrap();
+        let mut buffer = [0; 6];
+        let mut volatile = [VolatileSlice::from(&mut buffer[..])];
+        let error = transfer(&file, Direction::Read, &mut volatile, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn advancing_cuts_slices_and_skips_empty_ones() {
+        let mut memory = [0u8; 8];
+        let whole = VolatileSlice::from(&mut memory[..]);
+        let cut = |from, len| whole.get_slice(from, len).unwrap();
+        let mut slices = [cut(0, 3), cut(3, 0), cut(3, 5)];
+        assert_eq!(advance(&mut slices, 2).unwrap(), 0);
+        assert_eq!(slices[0].len(), 1);
+        assert_eq!(advance(&mut slices, 1).unwrap(), 2);
+        assert_eq!(advance(&mut slices[2..], 5).unwrap(), 1);
+    }
+}

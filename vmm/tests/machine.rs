@@ -1,0 +1,181 @@
+//! Whole machines with hand-made guests of a few bytes: how they end, what they see, what their control socket answers.
+
+mod support;
+
+use std::time::Duration;
+
+use berth_vmm::client::ClientError;
+use berth_vmm::config::{ExitReason, ExitReport};
+use berth_vmm::control::{Command, Info, Metrics, Outcome};
+use support::{Ended, Launch, kvm_is_there};
+
+/// `mov dx, port; mov al, value; out dx, al`.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+/// `hlt; jmp` back to it.
+const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
+/// `jmp` to itself.
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+fn power_off() -> Vec<u8> {
+    [out(0x600, 0x34), HALT.to_vec()].concat()
+}
+
+fn run(code: &[u8]) -> Ended {
+    Launch::new(code).start().wait()
+}
+
+#[track_caller]
+fn assert_ended(ended: &Ended, reason: ExitReason) {
+    assert_eq!(ended.report, Some(ExitReport { reason, detail: None }), "{}", ended.stderr);
+    assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_guest_powers_itself_off() {
+    if kvm_is_there() {
+        assert_ended(&run(&power_off()), ExitReason::PowerOff);
+    }
+}
+
+#[test]
+fn a_guest_resets_itself() {
+    if kvm_is_there() {
+        assert_ended(&run(&[out(0x602, 1), HALT.to_vec()].concat()), ExitReason::Reset);
+    }
+}
+
+#[test]
+fn a_triple_fault_ends_the_machine() {
+    if kvm_is_there() {
+        // `ud2` without an interrupt table.
+        assert_ended(&run(&[0x0f, 0x0b]), ExitReason::TripleFault);
+    }
+}
+
+#[test]
+fn a_guest_speaks_through_its_serial_port() {
+    if kvm_is_there() {
+        let code: Vec<u8> = b"hello\nend".iter().flat_map(|&byte| out(0x3f8, byte)).collect();
+        assert_eq!(run(&[code, power_off()].concat()).serial, "hello\nend");
+    }
+}
+
+#[test]
+fn a_guest_finds_its_start_info_devices_and_nothing_elsewhere() {
+    if !kvm_is_there() {
+        return;
+    }
+    let mut code = vec![
+        // mov eax, [ebx]: the magic number of the start info. Then the first byte of it to the serial port.
+        0x8b, 0x03, 0x66, 0xba, 0xf8, 0x03, 0xee,
+    ];
+    for address in [0xd000_0000u32, 0xd000_0008, 0xd000_1008, 0xd000_2000] {
+        // mov eax, [address]; out dx, al
+        code.push(0xa1);
+        code.extend(address.to_le_bytes());
+        code.push(0xee);
+    }
+    // mov dx, 0x1234; in al, dx; mov dx, 0x3f8; out dx, al
+    code.extend([0x66, 0xba, 0x34, 0x12, 0xec, 0x66, 0xba, 0xf8, 0x03, 0xee]);
+    code.extend(power_off());
+    let mut launch = Launch::new(&code);
+    // Bytes above 0x7f are not text.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    use std::os::fd::AsRawFd;
+    launch.config.serial_fd = Some(writer.as_raw_fd());
+    launch.keep(writer);
+    assert_ended(&launch.start().wait(), ExitReason::PowerOff);
+    let mut said = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::from(reader), &mut said).unwrap();
+    assert_eq!(said, [0x78, b'v', 2, 4, 0xff, 0xff]);
+}
+
+#[test]
+fn a_spinning_guest_is_stopped() {
+    if !kvm_is_there() {
+        return;
+    }
+    for code in [&SPIN[..], &HALT] {
+        let mut launch = Launch::new(code);
+        launch.config.vcpus = 4;
+        let machine = launch.start();
+        let client = machine.client();
+        assert_eq!(client.request(Command::Stop).unwrap().0, Outcome::Done);
+        assert_ended(&machine.wait(), ExitReason::Stopped);
+    }
+}
+
+#[test]
+fn clients_learn_who_the_machine_is_and_what_it_did() {
+    if !kvm_is_there() {
+        return;
+    }
+    let code = [out(0x3f8, b'x'), out(0x1234, 1), SPIN.to_vec()].concat();
+    let machine = Launch::new(&code).start();
+    let client = machine.client();
+    let Outcome::Info(info) = client.request(Command::Info).unwrap().0 else { panic!() };
+    let pid = machine.pid();
+    let expected = Info {
+        control_version: 1,
+        vmm_version: env!("CARGO_PKG_VERSION").into(),
+        pid,
+        vcpus: 1,
+        memory_mib: 32,
+        exiting: None,
+    };
+    assert_eq!(info, expected);
+    let metrics = || match client.request(Command::Metrics).unwrap().0 {
+        Outcome::Metrics(metrics) => metrics,
+        other => panic!("{other:?}"),
+    };
+    while metrics().exits_io < 2 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(metrics(), Metrics { exits_io: 2, unclaimed_accesses: 1, ..Metrics::default() });
+    let no_vsock = client.request(Command::VsockConnect { port: 1 }).unwrap().0;
+    assert_eq!(no_vsock, Outcome::Error { error: "the machine has no vsock device".into() });
+    client.request(Command::Stop).unwrap();
+    assert!(matches!(client.recv(), Err(ClientError::Closed)));
+    assert_ended(&machine.wait(), ExitReason::Stopped);
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_says_why_in_one_line() {
+    if !kvm_is_there() {
+        return;
+    }
+    let fails = |change: fn(&mut Launch)| {
+        let mut launch = Launch::new(&power_off());
+        change(&mut launch);
+        let ended = launch.start().wait();
+        assert_eq!(ended.status.code(), Some(1));
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        (ended.stderr.trim_end().to_owned(), ended.report)
+    };
+    let (line, report) = fails(|launch| launch.config.vcpus = 0);
+    assert_eq!(line, "berth-vmm: cannot use the configuration: vcpus is 0, not 1 to 32");
+    assert_eq!(report, None);
+    let (line, _) = fails(|launch| launch.config.kernel_fd = launch.config.kvm_fd);
+    let number = line.split_whitespace().find_map(|word| word.strip_suffix(',')).unwrap().to_owned();
+    assert_eq!(
+        line,
+        format!(
+            "berth-vmm: cannot use the descriptors handed over: kernel_fd is descriptor {number}, which was handed \
+             over already"
+        )
+    );
+    let (line, _) = fails(|launch| launch.config.initrd_fd = Some(999));
+    assert!(line.ends_with("initrd_fd is descriptor 999, which is not open"), "{line}");
+    let (line, _) = fails(|launch| std::mem::swap(&mut launch.config.control_fd, &mut launch.config.kernel_fd));
+    assert!(line.contains("kernel_fd is descriptor") && line.ends_with("which is not a regular file"), "{line}");
+    let (line, report) = fails(|launch| {
+        let drive = launch.config.drives[0].fd;
+        launch.config.drives[0].fd = std::mem::replace(&mut launch.config.kernel_fd, drive);
+    });
+    assert_eq!(report.map(|report| report.reason), Some(ExitReason::Error));
+    assert!(line.starts_with("berth-vmm: cannot build the machine: cannot load the kernel"), "{line}");
+}

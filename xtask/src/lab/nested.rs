@@ -1,0 +1,345 @@
+//! The nested lab: QEMU emulating a processor with SVM, one start per run. Composes the emulator's command line, carries
+//! output and status out of it, and sees to it that nothing outlives the run.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::image::Image;
+use super::watch::{End, Signal, Watch};
+use super::{LAB_FAILED, Options, TIMED_OUT, default_memory_mib, environment, results, say_timed_out};
+use crate::step::run as run_command;
+use crate::workspace;
+
+const MOUNTED_DATA: &str = "/var/lib/berth-lab";
+const CONSOLE_LINES_SHOWN: usize = 25;
+
+/// Boots the lab, runs the command in it, and returns the status. A lab that never got to the command gets one more try.
+pub(super) fn run(options: &Options, image: &Image) -> Result<u8> {
+    for attempt in 1..=2 {
+        let folder = RunFolder::new()?;
+        let end = boot(options, image, &folder)?;
+        let reason = match end {
+            End::Status(status) => return Ok(status),
+            End::TimedOut => {
+                say_timed_out(options);
+                return Ok(TIMED_OUT);
+            }
+            End::NeverReady(reason) | End::Lost(reason) => reason,
+        };
+        folder.show_console();
+        eprintln!("lab: THE LAB FAILED, not the command: {reason}");
+        if !matches!(end, End::NeverReady(_)) {
+            break;
+        }
+        if attempt == 1 {
+            eprintln!("lab: TRYING ONCE MORE, since the command had not started");
+        }
+    }
+    Ok(LAB_FAILED)
+}
+
+fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
+    folder.fill(options)?;
+    let (out, out_far) = port()?;
+    let (err, err_far) = port()?;
+    let (control, control_far) = port()?;
+    let mut command = emulator(options, image, folder, [&out_far, &err_far, &control_far])?;
+    let start = Instant::now();
+    let mut emulator = Emulator(command.spawn().context("cannot run qemu-system-x86_64")?);
+    // The emulator has its own copies; the ports end when it does.
+    drop((out_far, err_far, control_far));
+
+    let copies = [copy(out, io::stdout()), copy(err, io::stderr())];
+    let (sender, signals) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(control).lines().map_while(Result::ok) {
+            if let Some(signal) = Signal::parse(&line)
+                && sender.send(signal).is_err()
+            {
+                return;
+            }
+        }
+    });
+
+    let mut watch = Watch::new(options.timeout.map(Duration::from_secs));
+    let end = loop {
+        let heard = signals.recv_timeout(Duration::from_millis(250));
+        let now = start.elapsed();
+        let verdict = match heard {
+            Ok(signal) => {
+                let verdict = watch.hear(signal, now);
+                if signal == Signal::Ready {
+                    eprintln!("lab: ready after {:.1} s", now.as_secs_f64());
+                }
+                verdict
+            }
+            Err(RecvTimeoutError::Disconnected) => Some(watch.gone()),
+            Err(RecvTimeoutError::Timeout) => None,
+        };
+        if let Some(end) = verdict.or_else(|| watch.judge(now)) {
+            break end;
+        }
+    };
+    emulator.end();
+    for copy in copies {
+        // A copy that panicked has said so itself.
+        let _ = copy.join();
+    }
+    Ok(end)
+}
+
+/// The emulator's process; it does not outlive this value.
+struct Emulator(Child);
+
+impl Emulator {
+    fn end(&mut self) {
+        // Neither fails but for a process that has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Both ends of a port; the second one is left open across `exec`.
+fn port() -> Result<(UnixStream, UnixStream)> {
+    let (near, far) = UnixStream::pair().context("cannot make a socket pair")?;
+    fcntl(&far, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot pass a socket on")?;
+    Ok((near, far))
+}
+
+/// Copies all that comes at once, whole lines or not.
+fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        let mut broken = false;
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            // Whoever reads us may go; the lab must not notice.
+            broken = broken || to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_err();
+        }
+    })
+}
+
+fn emulator(
+    options: &Options,
+    image: &Image,
+    folder: &RunFolder,
+    [out, err, control]: [&UnixStream; 3],
+) -> Result<Command> {
+    let memory = options.memory.map_or_else(default_memory_mib, Ok)?;
+    let modules = utf8(&image.modules)?;
+    let inside = workspace::root().join("lab/inside.sh");
+    let cmdline = format!(
+        "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off apparmor=0 audit=0 nowatchdog random.trust_cpu=on \
+         net.ifnames=0 berth.lab={} berth.inside={} berth.results={} berth.modules={modules}",
+        utf8(&folder.path)?,
+        utf8(&inside)?,
+        utf8(&results())?,
+    );
+    ensure!(cmdline.len() < 2000, "the paths of the checkout and the cache are too long: {cmdline}");
+    ensure!(!cmdline.contains("//"), "a path has an empty part: {cmdline}");
+
+    // Should this process be killed, the kernel ends the emulator as well.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    command.args(["-machine", "q35,accel=tcg,usb=off,smbus=off,sata=off", "-cpu", "max,+svm"]);
+    command.args(["-smp", &options.cpus.to_string(), "-m", &memory.to_string()]);
+    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+    command.args(["-append", &cmdline]);
+    command.args(["-chardev", &format!("file,id=console,path={}", utf8(&folder.console())?)]);
+    command.args(["-serial", "chardev:console"]);
+    command.args(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
+    command.args(["-device", "virtio-serial-pci"]);
+    for (name, end) in [("out", out), ("err", err), ("control", control)] {
+        command.args(["-chardev", &format!("socket,id={name},fd={}", end.as_raw_fd())]);
+        command.args(["-device", &format!("virtserialport,chardev={name},name=berth.{name}")]);
+    }
+    command.args(share("host", Path::new("/"), true)?).args(share("results", &results(), false)?);
+    let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe,discard=unmap", utf8(&folder.disk())?);
+    command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command)
+}
+
+/// A folder of this machine, seen inside over 9p under a tag.
+fn share(tag: &str, path: &Path, read_only: bool) -> Result<[String; 4]> {
+    let read_only = if read_only { ",readonly=on" } else { "" };
+    let path = utf8(path)?;
+    Ok([
+        "-fsdev".to_owned(),
+        format!("local,id={tag},path={path},security_model=none,multidevs=remap{read_only}"),
+        "-device".to_owned(),
+        format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+    ])
+}
+
+/// A path that can stand on the kernel's and the emulator's command lines.
+fn utf8(path: &Path) -> Result<&str> {
+    match path.to_str() {
+        Some(text) if !text.contains([',', ' ', '"', '\'']) => Ok(text),
+        _ => bail!("the path {} has a character that the lab cannot carry", path.display()),
+    }
+}
+
+/// The files of one run, in the cache, removed at its end.
+struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    fn new() -> Result<Self> {
+        let runs = workspace::cache()?.join("lab/runs");
+        fs::create_dir_all(&runs).with_context(|| format!("cannot create {}", runs.display()))?;
+        sweep(&runs)?;
+        let path = runs.join(std::process::id().to_string());
+        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.path.join("disk")
+    }
+
+    fn console(&self) -> PathBuf {
+        self.path.join("console")
+    }
+
+    fn fill(&self, options: &Options) -> Result<()> {
+        let disk = self.disk();
+        let bytes = u64::from(options.disk) << 30;
+        File::create_new(&disk)
+            .and_then(|file| file.set_len(bytes))
+            .with_context(|| format!("cannot create {}", disk.display()))?;
+        // Thrown away after the run, so no journal; and nothing written that can be zero.
+        run_command(
+            Command::new("/sbin/mkfs.ext4")
+                .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"])
+                .arg(&disk),
+        )?;
+        fs::write(self.path.join("env"), env_script(options)?).context("cannot write the lab's environment")?;
+        fs::write(self.path.join("command"), command_script(options)?).context("cannot write the lab's command")
+    }
+
+    /// The end of the kernel's log to standard error, the whole of it to where it stays.
+    fn show_console(&self) {
+        let Ok(log) = fs::read(self.console()) else { return };
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        for line in &lines[lines.len().saturating_sub(CONSOLE_LINES_SHOWN)..] {
+            eprintln!("lab console: {line}");
+        }
+        let kept = results().join("console.log");
+        match fs::write(&kept, log.as_bytes()) {
+            Ok(()) => eprintln!("lab: the whole console log is in {}", kept.display()),
+            Err(error) => eprintln!("lab: cannot write {}: {error}", kept.display()),
+        }
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            eprintln!("lab: cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes what runs left behind that were killed.
+fn sweep(runs: &Path) -> Result<()> {
+    for entry in fs::read_dir(runs).with_context(|| format!("cannot read {}", runs.display()))? {
+        let path = entry.with_context(|| format!("cannot read {}", runs.display()))?.path();
+        let alive = path.file_name().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        if !alive {
+            // Another run may be sweeping the same folder.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    Ok(())
+}
+
+fn env_script(options: &Options) -> Result<Vec<u8>> {
+    let xtask = std::env::current_exe().context("cannot tell the path of this program")?;
+    let mut variables = environment(&options.names);
+    variables.extend([
+        ("BERTH_LAB".to_owned(), OsString::from("nested")),
+        ("BERTH_LAB_DATA".to_owned(), MOUNTED_DATA.into()),
+        ("BERTH_LAB_RESULTS".to_owned(), results().into()),
+        ("BERTH_LAB_XTASK".to_owned(), xtask.into()),
+    ]);
+    let mut script = Vec::new();
+    for (name, value) in variables {
+        script.extend_from_slice(format!("export {name}=").as_bytes());
+        script.extend_from_slice(&quote(&value));
+        script.push(b'\n');
+    }
+    Ok(script)
+}
+
+fn command_script(options: &Options) -> Result<Vec<u8>> {
+    let folder = std::env::current_dir().context("cannot tell the working folder")?;
+    let mut script = b"cd ".to_vec();
+    script.extend_from_slice(&quote(folder.as_os_str()));
+    script.extend_from_slice(b" || exit 125\nexec");
+    for word in &options.command {
+        script.push(b' ');
+        script.extend_from_slice(&quote(word));
+    }
+    script.push(b'\n');
+    Ok(script)
+}
+
+/// A word that a shell reads as it is.
+fn quote(word: &OsStr) -> Vec<u8> {
+    let mut quoted = vec![b'\''];
+    for &byte in word.as_bytes() {
+        match byte {
+            b'\'' => quoted.extend_from_slice(br"'\''"),
+            byte => quoted.push(byte),
+        }
+    }
+    quoted.push(b'\'');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn paths_that_would_break_a_command_line_are_refused() {
+        assert!(utf8(Path::new("/a/b-c_d.e+f")).is_ok());
+        for path in ["/a b", "/a,readonly=off", "/a\"", "/it's"] {
+            assert!(utf8(Path::new(path)).is_err(), "{path}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn a_shell_reads_a_quoted_word_as_it_is(word in "[^\0]{0,24}") {
+            let mut script = b"printf %s ".to_vec();
+            script.extend_from_slice(&quote(OsStr::new(&word)));
+            let output = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
+            prop_assert_eq!(output.stdout, word.as_bytes());
+        }
+    }
+}
