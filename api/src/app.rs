@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use berth_runtime::Runtime;
-use berth_runtime::clock::Clock;
+use berth_runtime::clock::SystemClock;
 use bytes::Bytes;
 use hyper::Method;
 use hyper::http::request::Parts;
@@ -25,15 +25,17 @@ pub struct App {
 }
 
 impl App {
-    pub fn new(
-        runtime: Runtime,
-        account_id: String,
-        region: String,
-        credentials: Credentials,
-        clock: Arc<dyn Clock>,
-    ) -> App {
-        let gate = Gate { credentials, region: region.clone(), clock };
-        App { runtime, owner: Owner { region, account_id }, gate }
+    pub fn new(runtime: Runtime, account_id: String, region: String, credentials: Credentials) -> App {
+        let gate = Gate {
+            credentials,
+            region: region.clone(),
+            clock: Arc::new(SystemClock),
+        };
+        App {
+            runtime,
+            owner: Owner { region, account_id },
+            gate,
+        }
     }
 
     async fn call(&self, operation: &Operation, body: &[u8]) -> Result<Value, ApiError> {
@@ -92,10 +94,15 @@ pub(crate) enum Route {
 
 impl Route {
     pub(crate) fn of(head: &Parts) -> Route {
-        let Some(target) = head.headers.get("x-amz-target") else { return Route::NoTarget };
+        let Some(target) = head.headers.get("x-amz-target") else {
+            return Route::NoTarget;
+        };
         let target = target.to_str().unwrap_or_default();
         let operation = target.split_once('.').and_then(|(prefix, name)| {
-            Some(Operation { service: Service::of_target(prefix)?, name: name.to_owned() })
+            Some(Operation {
+                service: Service::of_target(prefix)?,
+                name: name.to_owned(),
+            })
         });
         let at_the_root = head.method == Method::POST && head.uri.path() == "/";
         match operation {

@@ -52,8 +52,15 @@ impl Owner {
 
     /// The last part is a UUID derived from the task and the container's name, so it needs no storage.
     pub fn container(&self, cluster: &str, task: &TaskId, name: &str) -> String {
-        let digest = Sha256::new().chain_update(task.as_str()).chain_update("/").chain_update(name).finalize();
-        let bits = digest.iter().take(16).fold(0u128, |bits, byte| bits << 8 | u128::from(*byte));
+        let digest = Sha256::new()
+            .chain_update(task.as_str())
+            .chain_update("/")
+            .chain_update(name)
+            .finalize();
+        let bits = digest
+            .iter()
+            .take(16)
+            .fold(0u128, |bits, byte| bits << 8 | u128::from(*byte));
         self.ecs(&format!("container/{cluster}/{task}/{}", uuid_text(bits)))
     }
 
@@ -63,7 +70,10 @@ impl Owner {
     }
 
     pub fn log_group(&self, name: &str) -> String {
-        format!("arn:aws:logs:{}:{}:log-group:{name}", self.region, self.account_id)
+        format!(
+            "arn:aws:logs:{}:{}:log-group:{name}",
+            self.region, self.account_id
+        )
     }
 
     pub fn log_stream(&self, group: &str, stream: &str) -> String {
@@ -73,17 +83,25 @@ impl Owner {
     /// The name of a cluster from its name or ARN.
     pub fn parse_cluster(&self, text: &str) -> Result<String, ApiError> {
         let name = match self.resource(text, "ecs")? {
-            Some(resource) => resource.strip_prefix("cluster/").ok_or_else(|| invalid_identifier(text))?,
+            Some(resource) => resource
+                .strip_prefix("cluster/")
+                .ok_or_else(|| invalid_identifier(text))?,
             None => text,
         };
-        if is_name(name) { Ok(name.to_owned()) } else { Err(invalid_identifier(text)) }
+        if is_name(name) {
+            Ok(name.to_owned())
+        } else {
+            Err(invalid_identifier(text))
+        }
     }
 
     /// A task from its id or ARN.
     pub fn parse_task(&self, text: &str) -> Result<TaskName, ApiError> {
         let (cluster, id) = match self.resource(text, "ecs")? {
             Some(resource) => {
-                let name = resource.strip_prefix("task/").ok_or_else(|| invalid_identifier(text))?;
+                let name = resource
+                    .strip_prefix("task/")
+                    .ok_or_else(|| invalid_identifier(text))?;
                 match name.split_once('/') {
                     Some((cluster, id)) => (Some(cluster), id),
                     // The short form of old ARNs.
@@ -96,25 +114,31 @@ impl Owner {
             return Err(invalid_identifier(text));
         }
         if !matches!(id.len(), 32 | 36) {
-            return Err(ApiError::InvalidParameter("taskId length should be one of [32,36]".to_owned()));
+            return Err(ApiError::InvalidParameter(
+                "taskId length should be one of [32,36]".to_owned(),
+            ));
         }
-        Ok(TaskName { cluster: cluster.map(str::to_owned), id: TaskId::parse(id) })
+        Ok(TaskName {
+            cluster: cluster.map(str::to_owned),
+            id: TaskId::parse(id),
+        })
     }
 
     /// A task definition from `family`, `family:revision` or its ARN.
     pub fn parse_definition(&self, text: &str) -> Result<DefinitionName, ApiError> {
         let name = match self.resource(text, "ecs")? {
-            Some(resource) => {
-                resource.strip_prefix("task-definition/").ok_or_else(|| invalid_identifier(text))?
-            }
+            Some(resource) => resource
+                .strip_prefix("task-definition/")
+                .ok_or_else(|| invalid_identifier(text))?,
             None => text,
         };
         let (family, revision) = match name.split_once(':') {
             Some((_, "")) => return Err(ApiError::Client("Revision is missing.".to_owned())),
             Some((family, revision)) => {
-                let number = revision.parse().ok().filter(|number| {
-                    *number > 0 && revision.bytes().all(|byte| byte.is_ascii_digit())
-                });
+                let number = revision
+                    .parse()
+                    .ok()
+                    .filter(|number| *number > 0 && revision.bytes().all(|byte| byte.is_ascii_digit()));
                 let invalid = || {
                     let revision: String = revision.chars().take(MAX_NAME_CHARS).collect();
                     ApiError::Client(format!("Invalid revision number. Number: {revision}"))
@@ -124,7 +148,10 @@ impl Owner {
             None => (name, None),
         };
         if is_name(family) {
-            Ok(DefinitionName { family: family.to_owned(), revision })
+            Ok(DefinitionName {
+                family: family.to_owned(),
+                revision,
+            })
         } else {
             Err(ApiError::Client("Unable to describe task definition.".to_owned()))
         }
@@ -134,7 +161,9 @@ impl Owner {
     pub fn parse_log_group<'a>(&self, text: &'a str) -> Result<&'a str, ApiError> {
         match self.resource(text, "logs")? {
             Some(resource) => {
-                let name = resource.strip_prefix("log-group:").ok_or_else(|| invalid_identifier(text))?;
+                let name = resource
+                    .strip_prefix("log-group:")
+                    .ok_or_else(|| invalid_identifier(text))?;
                 Ok(name.strip_suffix(":*").unwrap_or(name))
             }
             None => Ok(text),
@@ -173,7 +202,9 @@ impl Owner {
 /// What clusters, families and containers may be called.
 pub(crate) fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_CHARS).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
 fn invalid_identifier(text: &str) -> ApiError {
@@ -188,7 +219,10 @@ mod tests {
     use super::*;
 
     fn owner() -> Owner {
-        Owner { region: "us-east-1".to_owned(), account_id: "123456789012".to_owned() }
+        Owner {
+            region: "us-east-1".to_owned(),
+            account_id: "123456789012".to_owned(),
+        }
     }
 
     proptest! {
@@ -217,10 +251,24 @@ mod tests {
         let owner = owner();
         assert_eq!(owner.parse_cluster("prod").unwrap(), "prod");
         let id = "0123456789abcdef0123456789abcdef";
-        let short = owner.parse_task(&format!("arn:aws:ecs:us-east-1:123456789012:task/{id}")).unwrap();
-        assert_eq!(short, TaskName { cluster: None, id: TaskId::parse(id) });
+        let short = owner
+            .parse_task(&format!("arn:aws:ecs:us-east-1:123456789012:task/{id}"))
+            .unwrap();
+        assert_eq!(
+            short,
+            TaskName {
+                cluster: None,
+                id: TaskId::parse(id)
+            }
+        );
         let latest = owner.parse_definition("web").unwrap();
-        assert_eq!(latest, DefinitionName { family: "web".to_owned(), revision: None });
+        assert_eq!(
+            latest,
+            DefinitionName {
+                family: "web".to_owned(),
+                revision: None
+            }
+        );
     }
 
     #[test]
@@ -245,7 +293,10 @@ mod tests {
         assert_eq!(message("web:x"), "Invalid revision number. Number: x");
         assert_eq!(message("web:0"), "Invalid revision number. Number: 0");
         assert_eq!(message("web:+1"), "Invalid revision number. Number: +1");
-        assert_eq!(message("web:4294967296"), "Invalid revision number. Number: 4294967296");
+        assert_eq!(
+            message("web:4294967296"),
+            "Invalid revision number. Number: 4294967296"
+        );
     }
 
     #[test]

@@ -42,7 +42,10 @@ pub struct Credentials {
 
 impl Credentials {
     pub fn new(access_key_id: impl Into<String>, secret_access_key: impl Into<String>) -> Credentials {
-        Credentials { access_key_id: access_key_id.into(), secret_access_key: secret_access_key.into() }
+        Credentials {
+            access_key_id: access_key_id.into(),
+            secret_access_key: secret_access_key.into(),
+        }
     }
 
     pub fn access_key_id(&self) -> &str {
@@ -77,28 +80,43 @@ impl Credentials {
             let path = path.clone();
             move |source| CredentialsError::Io { action, path, source }
         };
-        let mut file = File::open(&path).map_err(io("open"))?;
+        let file = File::open(&path).map_err(io("open"))?;
         let mode = file.metadata().map_err(io("read"))?.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(CredentialsError::Mode { path, mode });
         }
         let mut text = String::new();
-        file.by_ref().take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(io("read"))?;
+        file.take(MAX_FILE_BYTES)
+            .read_to_string(&mut text)
+            .map_err(io("read"))?;
         let member = |member: &'static str| {
             default_profile(&text, member)
                 .map(str::to_owned)
-                .ok_or(CredentialsError::Incomplete { path: path.clone(), member })
+                .ok_or(CredentialsError::Incomplete {
+                    path: path.clone(),
+                    member,
+                })
         };
-        Ok(Credentials::new(member("aws_access_key_id")?, member("aws_secret_access_key")?))
+        Ok(Credentials::new(
+            member("aws_access_key_id")?,
+            member("aws_secret_access_key")?,
+        ))
     }
 
     fn random() -> Result<Credentials, CredentialsError> {
         const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
         let mut id = [0u8; 16];
-        SysRng.try_fill_bytes(&mut id).map_err(CredentialsError::Randomness)?;
+        SysRng
+            .try_fill_bytes(&mut id)
+            .map_err(CredentialsError::Randomness)?;
         let mut secret = [0u8; 30];
-        SysRng.try_fill_bytes(&mut secret).map_err(CredentialsError::Randomness)?;
-        let id: String = id.iter().map(|byte| char::from(BASE32[usize::from(byte % 32)])).collect();
+        SysRng
+            .try_fill_bytes(&mut secret)
+            .map_err(CredentialsError::Randomness)?;
+        let id: String = id
+            .iter()
+            .map(|byte| char::from(BASE32[usize::from(byte % 32)]))
+            .collect();
         // 30 bytes are exactly 40 characters of base64.
         Ok(Credentials::new(format!("AKIA{id}"), STANDARD.encode(secret)))
     }
@@ -128,7 +146,9 @@ impl Credentials {
             });
         let removed = std::fs::remove_file(&temporary);
         written.and(removed).map_err(io("write", &path))?;
-        File::open(data_dir).and_then(|directory| directory.sync_all()).map_err(io("sync", data_dir))
+        File::open(data_dir)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io("sync", data_dir))
     }
 
     fn profile(&self) -> String {
@@ -151,7 +171,9 @@ impl Credentials {
 /// The secret stays out of logs.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("access_key_id", &self.access_key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -182,9 +204,16 @@ mod tests {
         assert_eq!(Credentials::load_or_create(dir.path()).unwrap(), made);
         assert_eq!(made.access_key_id().len(), 20);
         assert_eq!(made.secret_access_key().len(), 40);
-        let mode = std::fs::metadata(Credentials::path(dir.path())).unwrap().permissions().mode();
+        let mode = std::fs::metadata(Credentials::path(dir.path()))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left behind");
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "a temporary file was left behind"
+        );
     }
 
     #[test]
@@ -209,7 +238,11 @@ mod tests {
     fn a_file_without_a_secret_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = Credentials::path(dir.path());
-        std::fs::write(&path, "[other]\naws_secret_access_key = x\n[default]\naws_access_key_id = y\n").unwrap();
+        std::fs::write(
+            &path,
+            "[other]\naws_secret_access_key = x\n[default]\naws_access_key_id = y\n",
+        )
+        .unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         let error = Credentials::load(dir.path()).unwrap_err();
         assert!(error.to_string().contains("aws_secret_access_key"), "{error}");
@@ -218,6 +251,9 @@ mod tests {
     #[test]
     fn the_secret_is_not_printed_for_debugging() {
         let text = format!("{:?}", Credentials::new("AKIAEXAMPLE", "hunter2"));
-        assert!(text.contains("AKIAEXAMPLE") && !text.contains("hunter2"), "{text}");
+        assert!(
+            text.contains("AKIAEXAMPLE") && !text.contains("hunter2"),
+            "{text}"
+        );
     }
 }

@@ -12,7 +12,9 @@ const MAX_MESSAGE_CHARS: usize = 300;
 /// Reads a shape; the error names the member that does not fit.
 pub(crate) fn shape<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(ApiError::Serialization("The request body is not a JSON object.".to_owned()));
+        return Err(ApiError::Serialization(
+            "The request body is not a JSON object.".to_owned(),
+        ));
     }
     let mut json = serde_json::Deserializer::from_slice(body);
     let shape = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -28,7 +30,11 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     let text = match error.classify() {
         Category::Data => {
             let what = text.split(" at line ").next().unwrap_or_default();
-            if path == "." { what.to_owned() } else { format!("{path}: {what}") }
+            if path == "." {
+                what.to_owned()
+            } else {
+                format!("{path}: {what}")
+            }
         }
         _ => format!("The request body is not valid JSON: {text}"),
     };
@@ -81,7 +87,15 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_refused() {
-        for body in ["", "[]", "1", "{", r#"{"count":1"#, r#"{"count":1}}"#, "{\"a\":\"\u{1}\"}"] {
+        for body in [
+            "",
+            "[]",
+            "1",
+            "{",
+            r#"{"count":1"#,
+            r#"{"count":1}}"#,
+            "{\"a\":\"\u{1}\"}",
+        ] {
             message(body);
         }
         message(&format!("{{\"a\":{}", "[".repeat(100_000)));

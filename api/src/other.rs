@@ -88,8 +88,12 @@ const XML: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 /// The service that a request says it is signed for; for the form of a refusal and nothing else.
 pub(crate) fn unverified_service(headers: &HeaderMap) -> &str {
     let authorization = headers.get("authorization").and_then(|value| value.to_str().ok());
-    let credential = authorization.and_then(|text| text.split_once("Credential=")).map(|(_, rest)| rest);
-    credential.and_then(|credential| credential.split(['/', ',']).nth(3)).unwrap_or_default()
+    let credential = authorization
+        .and_then(|text| text.split_once("Credential="))
+        .map(|(_, rest)| rest);
+    credential
+        .and_then(|credential| credential.split(['/', ',']).nth(3))
+        .unwrap_or_default()
 }
 
 fn caller_identity(owner: &Owner) -> Reply {
@@ -107,12 +111,20 @@ fn caller_identity(owner: &Owner) -> Reply {
 /// The `Action` of a form.
 fn action(body: &[u8]) -> Option<String> {
     let body = std::str::from_utf8(body).ok()?;
-    let action = body.split('&').find_map(|parameter| parameter.strip_prefix("Action="))?;
-    action.bytes().all(|byte| byte.is_ascii_alphanumeric()).then(|| action.to_owned())
+    let action = body
+        .split('&')
+        .find_map(|parameter| parameter.strip_prefix("Action="))?;
+    action
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric())
+        .then(|| action.to_owned())
 }
 
 fn escape(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let text = text
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
     text.chars().filter(|character| !character.is_control()).collect()
 }
 
@@ -121,7 +133,10 @@ mod tests {
     use super::*;
 
     fn owner() -> Owner {
-        Owner { region: "us-east-1".to_owned(), account_id: "123456789012".to_owned() }
+        Owner {
+            region: "us-east-1".to_owned(),
+            account_id: "123456789012".to_owned(),
+        }
     }
 
     fn text(reply: &Reply) -> String {
@@ -157,7 +172,8 @@ mod tests {
     #[test]
     fn the_service_is_read_from_the_credential_scope() {
         let mut headers = HeaderMap::new();
-        let value = "AWS4-HMAC-SHA256 Credential=AKID/20261101/us-east-1/ec2/aws4_request, SignedHeaders=host";
+        let value =
+            "AWS4-HMAC-SHA256 Credential=AKID/20261101/us-east-1/ec2/aws4_request, SignedHeaders=host";
         headers.insert("authorization", value.parse().unwrap());
         assert_eq!(unverified_service(&headers), "ec2");
         assert_eq!(unverified_service(&HeaderMap::new()), "");

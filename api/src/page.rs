@@ -44,7 +44,10 @@ pub(crate) fn page<T>(
     }
     let more = items.len() > limit;
     items.truncate(limit);
-    let next = items.last().filter(|_| more).map(|last| write(question, &key(last)));
+    let next = items
+        .last()
+        .filter(|_| more)
+        .map(|last| write(question, &key(last)));
     Ok((items, next))
 }
 
@@ -121,10 +124,24 @@ mod tests {
     #[test]
     fn a_page_goes_on_after_an_item_that_is_gone() {
         let items = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let (_, token) =
-            page(items(&["a", "b", "c"]), String::clone, Order::Ascending, "q", None, 2).unwrap();
-        let (rest, _) =
-            page(items(&["a", "c"]), String::clone, Order::Ascending, "q", token.as_deref(), 2).unwrap();
+        let (_, token) = page(
+            items(&["a", "b", "c"]),
+            String::clone,
+            Order::Ascending,
+            "q",
+            None,
+            2,
+        )
+        .unwrap();
+        let (rest, _) = page(
+            items(&["a", "c"]),
+            String::clone,
+            Order::Ascending,
+            "q",
+            token.as_deref(),
+            2,
+        )
+        .unwrap();
         assert_eq!(rest, ["c"]);
     }
 }

@@ -27,7 +27,12 @@ impl Reply {
     /// `body` gets the request id, because the XML protocols repeat it inside.
     pub fn xml(status: u16, body: impl FnOnce(&str) -> String) -> Reply {
         let request_id = new_request_id();
-        Reply { status, content_type: XML, body: body(&request_id).into_bytes(), request_id }
+        Reply {
+            status,
+            content_type: XML,
+            body: body(&request_id).into_bytes(),
+            request_id,
+        }
     }
 }
 
@@ -39,7 +44,14 @@ fn new_request_id() -> String {
 pub(crate) fn uuid_text(bits: u128) -> String {
     let bits = (bits & !(0xf << 76) & !(0b11 << 62)) | (4 << 76) | (0b10 << 62);
     let hex = format!("{bits:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 #[cfg(test)]

@@ -84,7 +84,10 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
             config.entropy = true;
             continue;
         }
-        let value = arguments.next().and_then(|value| value.into_string().ok()).ok_or(USAGE)?;
+        let value = arguments
+            .next()
+            .and_then(|value| value.into_string().ok())
+            .ok_or(USAGE)?;
         match option.to_str() {
             Some("--vmm") => vmm = Some(PathBuf::from(value)),
             Some("--kernel") => config.kernel_fd = keep(File::open(value)?),
@@ -103,9 +106,17 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
             }
             Some("--tap") => {
                 let mac = [2, 0, 0, 0, 0, 1 + config.nets.len() as u8];
-                config.nets.push(NetConfig { tap_fd: keep(open_tap(&value)?), mac, mtu: None });
+                config.nets.push(NetConfig {
+                    tap_fd: keep(open_tap(&value)?),
+                    mac,
+                    mtu: None,
+                });
             }
-            Some("--vsock") => config.vsock = Some(VsockConfig { guest_cid: value.parse()? }),
+            Some("--vsock") => {
+                config.vsock = Some(VsockConfig {
+                    guest_cid: value.parse()?,
+                })
+            }
             Some("--serial") if value == "-" => {
                 let stdout = std::io::stdout();
                 config.serial_fd = Some(keep(nix::unistd::dup(&stdout)?.into()));
@@ -120,13 +131,21 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
     if config.kernel_fd < 0 {
         return Err(USAGE.into());
     }
-    Ok(Launch { vmm: vmm.ok_or(USAGE)?, config, kept, metrics_after })
+    Ok(Launch {
+        vmm: vmm.ok_or(USAGE)?,
+        config,
+        kept,
+        metrics_after,
+    })
 }
 
 /// Opens a tap as the network device wants it.
 fn open_tap(name: &str) -> Result<File, Box<dyn Error>> {
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
     // SAFETY: an all-zero ifreq is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -145,10 +164,20 @@ fn open_tap(name: &str) -> Result<File, Box<dyn Error>> {
 
 /// Returns whether the machine ended well.
 fn boot(launch: Launch) -> Result<bool, Box<dyn Error>> {
-    let Launch { vmm, mut config, mut kept, metrics_after } = launch;
+    let Launch {
+        vmm,
+        mut config,
+        mut kept,
+        metrics_after,
+    } = launch;
     let folder = tempfile::tempdir()?;
     let control = folder.path().join("control");
-    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let listener = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     bind(listener.as_raw_fd(), &UnixAddr::new(&control)?)?;
     listen(&listener, Backlog::new(4)?)?;
     config.control_fd = listener.as_raw_fd();
@@ -160,8 +189,11 @@ fn boot(launch: Launch) -> Result<bool, Box<dyn Error>> {
     json.write_all(&serde_json::to_vec(&config)?)?;
     json.rewind()?;
 
-    let handed: Vec<RawFd> =
-        kept.iter().map(AsRawFd::as_raw_fd).chain([json.as_raw_fd(), exit.as_raw_fd()]).collect();
+    let handed: Vec<RawFd> = kept
+        .iter()
+        .map(AsRawFd::as_raw_fd)
+        .chain([json.as_raw_fd(), exit.as_raw_fd()])
+        .collect();
     let mut command = Command::new(vmm);
     command.arg("--config-fd").arg(json.as_raw_fd().to_string());
     // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
@@ -201,7 +233,13 @@ fn resident(smaps: &str, guest_kib: u64) -> String {
     let (mut guest, mut own, mut anonymous, mut is_guest) = (0, 0, 0, false);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
-        let (name, kib) = (words.next(), words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0));
+        let (name, kib) = (
+            words.next(),
+            words
+                .next()
+                .and_then(|word| word.parse::<u64>().ok())
+                .unwrap_or(0),
+        );
         match name {
             Some("Size:") => is_guest = kib >= guest_kib.min(3 << 20) && kib >= 32 * 1024,
             Some("Rss:") if is_guest => guest += kib,

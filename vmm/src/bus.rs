@@ -33,9 +33,16 @@ impl Bus {
         if range.is_empty() {
             return Err(BusError::Empty(range));
         }
-        let at = self.devices.partition_point(|(other, _)| other.start < range.start);
-        let before = at.checked_sub(1).is_some_and(|at| self.devices[at].0.end > range.start);
-        let after = self.devices.get(at).is_some_and(|(other, _)| other.start < range.end);
+        let at = self
+            .devices
+            .partition_point(|(other, _)| other.start < range.start);
+        let before = at
+            .checked_sub(1)
+            .is_some_and(|at| self.devices[at].0.end > range.start);
+        let after = self
+            .devices
+            .get(at)
+            .is_some_and(|(other, _)| other.start < range.end);
         if before || after {
             return Err(BusError::Overlap(range));
         }
@@ -67,7 +74,12 @@ impl Bus {
             .partition_point(|(range, _)| range.start <= address)
             .checked_sub(1)
             .map(|at| &self.devices[at])
-            .filter(|(range, _)| range.end.checked_sub(address).is_some_and(|room| len as u64 <= room))
+            .filter(|(range, _)| {
+                range
+                    .end
+                    .checked_sub(address)
+                    .is_some_and(|room| len as u64 <= room)
+            })
             .map(|(range, device)| (address - range.start, &**device))
     }
 }

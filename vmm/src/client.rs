@@ -56,12 +56,19 @@ impl Client {
             connect(client.socket.as_raw_fd(), &UnixAddr::new(path)?)?;
             Ok(client)
         };
-        dial().map_err(|source| ClientError::Connect { path: path.to_owned(), source })
+        dial().map_err(|source| ClientError::Connect {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Takes over a connected seqpacket socket.
     pub fn from_fd(socket: OwnedFd) -> Self {
-        Self { socket, next_id: AtomicU64::new(1), passed_over: Mutex::default() }
+        Self {
+            socket,
+            next_id: AtomicU64::new(1),
+            passed_over: Mutex::default(),
+        }
     }
 
     /// Sets how long sending and receiving may take while blocking; zero means for ever.
@@ -75,7 +82,11 @@ impl Client {
     /// Makes the client non-blocking, or blocking again.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         let flags = OFlag::from_bits_truncate(fcntl(&self.socket, FcntlArg::F_GETFL)?);
-        let flags = if nonblocking { flags | OFlag::O_NONBLOCK } else { flags - OFlag::O_NONBLOCK };
+        let flags = if nonblocking {
+            flags | OFlag::O_NONBLOCK
+        } else {
+            flags - OFlag::O_NONBLOCK
+        };
         fcntl(&self.socket, FcntlArg::F_SETFL(flags))?;
         Ok(())
     }
@@ -83,13 +94,22 @@ impl Client {
     /// Sends a request and returns its id, which its reply will bear.
     pub fn send(&self, command: Command) -> Result<u64, ClientError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        packet::send(self.socket.as_fd(), &Request { id, command }, None, MsgFlags::empty())?;
+        packet::send(
+            self.socket.as_fd(),
+            &Request { id, command },
+            None,
+            MsgFlags::empty(),
+        )?;
         Ok(id)
     }
 
     /// Receives the next message, and the descriptor that came with it.
     pub fn recv(&self) -> Result<(ServerMessage, Option<OwnedFd>), ClientError> {
-        let passed_over = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let passed_over = self
+            .passed_over
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
         passed_over.map_or_else(|| self.recv_from_socket(), Ok)
     }
 
@@ -101,7 +121,11 @@ impl Client {
                 (ServerMessage::Reply { id, outcome }, descriptor) if id == sent => {
                     return Ok((outcome, descriptor));
                 }
-                other => self.passed_over.lock().unwrap_or_else(PoisonError::into_inner).push_back(other),
+                other => self
+                    .passed_over
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push_back(other),
             }
         }
     }

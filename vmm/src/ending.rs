@@ -1,6 +1,9 @@
-//! How a machine ends: the first reason given counts, and everybody who must know of it can wait for it.
+//! How a machine ends: the first reason given counts, everybody who must know of it can wait for it, and it is written
+//! down.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -15,7 +18,10 @@ pub struct Ending {
 
 impl Ending {
     pub fn new() -> io::Result<Self> {
-        Ok(Self { report: OnceLock::new(), event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)? })
+        Ok(Self {
+            report: OnceLock::new(),
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
     }
 
     /// Ends the machine, unless something else did before.
@@ -37,9 +43,27 @@ impl Ending {
     }
 }
 
+/// Writes a report to the file that the parent gave for it, and to the disk.
+pub fn write_report(file: &File, report: &ExitReport) -> io::Result<()> {
+    let json = serde_json::to_vec(report)?;
+    file.set_len(0)?;
+    file.write_all_at(&json, 0)?;
+    file.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_replaces_what_was_in_the_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, &[b'x'; 1000]).unwrap();
+        let report = ExitReport { reason: ExitReason::Error, detail: Some("why".into()) };
+        write_report(&file, &report).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
+        assert_eq!(serde_json::from_reader::<_, ExitReport>(file).unwrap(), report);
+    }
 
     #[test]
     fn the_first_reason_counts() {
@@ -47,7 +71,13 @@ mod tests {
         assert!(ending.report().is_none() && ending.event().read().is_err());
         ending.end(ExitReason::PowerOff, None);
         ending.end(ExitReason::Error, Some("later".into()));
-        assert_eq!(ending.report(), Some(&ExitReport { reason: ExitReason::PowerOff, detail: None }));
+        assert_eq!(
+            ending.report(),
+            Some(&ExitReport {
+                reason: ExitReason::PowerOff,
+                detail: None
+            })
+        );
         assert_eq!(ending.event().read().unwrap(), 1);
     }
 }

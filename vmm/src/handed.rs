@@ -14,11 +14,19 @@ use crate::config::MachineConfig;
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
     #[error("{what} is descriptor {fd}, which is not open")]
-    NotOpen { what: String, fd: RawFd, source: io::Error },
+    NotOpen {
+        what: String,
+        fd: RawFd,
+        source: io::Error,
+    },
     #[error("{what} is descriptor {fd}, which was handed over already")]
     Duplicate { what: String, fd: RawFd },
     #[error("{what} is descriptor {fd}, which is not {expected}")]
-    Kind { what: String, fd: RawFd, expected: &'static str },
+    Kind {
+        what: String,
+        fd: RawFd,
+        expected: &'static str,
+    },
 }
 
 /// Everything that a machine was handed. Vectors are in the order of the configuration.
@@ -46,7 +54,10 @@ impl Handed {
 
         let kvm = take("kvm_fd".into(), config.kvm_fd)?;
         let kernel = take("kernel_fd".into(), config.kernel_fd)?;
-        let initrd = config.initrd_fd.map(|fd| take("initrd_fd".into(), fd)).transpose()?;
+        let initrd = config
+            .initrd_fd
+            .map(|fd| take("initrd_fd".into(), fd))
+            .transpose()?;
         let control = take("control_fd".into(), config.control_fd)?;
         let exit = config.exit_fd.map(|fd| take("exit_fd".into(), fd)).transpose()?;
         let drives = config
@@ -60,7 +71,10 @@ impl Handed {
             .enumerate()
             .map(|(index, net)| take(format!("the tap of network device {index}"), net.tap_fd))
             .collect::<Result<Vec<_>, _>>()?;
-        let serial = config.serial_fd.map(|fd| take("serial_fd".into(), fd)).transpose()?;
+        let serial = config
+            .serial_fd
+            .map(|fd| take("serial_fd".into(), fd))
+            .transpose()?;
 
         Ok(Self {
             kvm: kvm.fd,
@@ -87,7 +101,11 @@ impl Taken {
         }
         // SAFETY: F_GETFD with a number that may be no descriptor fails with EBADF and does nothing.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-            return Err(HandedError::NotOpen { what, fd, source: io::Error::last_os_error() });
+            return Err(HandedError::NotOpen {
+                what,
+                fd,
+                source: io::Error::last_os_error(),
+            });
         }
         // SAFETY: it is open (just seen), nobody else owns it (the caller's promise), and it was not taken before.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -109,10 +127,18 @@ struct Claim {
 
 impl Claim {
     fn wrong_kind(&self, expected: &'static str) -> HandedError {
-        HandedError::Kind { what: self.what.clone(), fd: self.fd.as_raw_fd(), expected }
+        HandedError::Kind {
+            what: self.what.clone(),
+            fd: self.fd.as_raw_fd(),
+            expected,
+        }
     }
 
-    fn file(self, expected: &'static str, is: impl Fn(&std::fs::FileType) -> bool) -> Result<File, HandedError> {
+    fn file(
+        self,
+        expected: &'static str,
+        is: impl Fn(&std::fs::FileType) -> bool,
+    ) -> Result<File, HandedError> {
         let refused = self.wrong_kind(expected);
         let file = File::from(self.fd);
         match file.metadata() {
@@ -126,12 +152,18 @@ impl Claim {
     }
 
     fn disk(self) -> Result<File, HandedError> {
-        self.file("a regular file or a block device", |kind| kind.is_file() || kind.is_block_device())
+        self.file("a regular file or a block device", |kind| {
+            kind.is_file() || kind.is_block_device()
+        })
     }
 
     fn seqpacket_listener(self) -> Result<OwnedFd, HandedError> {
         let seqpacket = getsockopt(&self.fd, sockopt::SockType) == Ok(SockType::SeqPacket);
         let listening = getsockopt(&self.fd, sockopt::AcceptConn) == Ok(true);
-        if seqpacket && listening { Ok(self.fd) } else { Err(self.wrong_kind("a listening seqpacket socket")) }
+        if seqpacket && listening {
+            Ok(self.fd)
+        } else {
+            Err(self.wrong_kind("a listening seqpacket socket"))
+        }
     }
 }

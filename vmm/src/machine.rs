@@ -1,5 +1,6 @@
 //! A configuration and the descriptors handed with it become a machine, which runs until it ends.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
@@ -23,11 +24,11 @@ use crate::devices::power::Power;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, DiskError};
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, RegisterPages};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockHandle};
-use crate::ending::Ending;
+use crate::ending::{self, Ending};
 use crate::handed::Handed;
 use crate::memory::{self, MemoryError};
 use crate::metrics::Counters;
@@ -56,7 +57,11 @@ pub enum MachineError {
     #[error("cannot connect interrupt line {line}: {source}")]
     InterruptLine { line: u32, source: kvm_ioctls::Error },
     #[error("cannot connect queue {queue} of device {device}: {source}")]
-    QueueKick { device: usize, queue: u32, source: kvm_ioctls::Error },
+    QueueKick {
+        device: usize,
+        queue: u32,
+        source: kvm_ioctls::Error,
+    },
     #[error("cannot start the vcpus: {0}")]
     StartVcpus(io::Error),
 }
@@ -69,7 +74,8 @@ pub struct Machine {
     controlled: ControlledMachine,
     virtio: Vec<Arc<MmioTransport>>,
     serial: Option<Arc<SerialPort>>,
-    /// KVM maps it for as long as `controlled` has the virtual machine; dropped after it.
+    exit: Option<File>,
+    /// KVM maps it into the guest; it is kept until the vCPUs have ended.
     _memory: GuestMemoryMmap,
 }
 
@@ -86,7 +92,16 @@ struct ControlledMachine {
 impl Machine {
     /// Builds a machine from a configuration that was validated, and what came with it.
     pub fn new(config: &MachineConfig, handed: Handed) -> Result<Self, MachineError> {
-        let Handed { kvm, kernel, initrd, control, exit: _, drives, taps, serial } = handed;
+        let Handed {
+            kvm,
+            kernel,
+            initrd,
+            control,
+            exit,
+            drives,
+            taps,
+            serial,
+        } = handed;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
         let counters = Arc::new(Counters::default());
         let control = ControlServer::new(control, ending.event())?;
@@ -100,7 +115,11 @@ impl Machine {
             virtio_devices: config.virtio_devices(),
             serial: serial.is_some(),
         };
-        let payload = Payload { kernel: &kernel, initrd: initrd.as_ref(), cmdline: &config.cmdline };
+        let payload = Payload {
+            kernel: &kernel,
+            initrd: initrd.as_ref(),
+            cmdline: &config.cmdline,
+        };
         let entry = boot::load(&memory, &payload, hardware)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = (0..config.vcpus)
@@ -113,8 +132,14 @@ impl Machine {
             })
             .collect::<Result<_, MachineError>>()?;
 
-        let mut assembly =
-            Assembly { vm: &vm, memory: &memory, counters: &counters, buses: Buses::default(), virtio: Vec::new() };
+        let mut assembly = Assembly {
+            vm: &vm,
+            memory: &memory,
+            counters: &counters,
+            buses: Buses::default(),
+            registers: RegisterPages::new(config.virtio_devices()),
+            virtio: Vec::new(),
+        };
         let power = Arc::new(Power::new(ending.clone()));
         assembly.add_ports(layout::POWER_PORT, layout::POWER_PORTS, power)?;
         let serial = match serial {
@@ -126,7 +151,12 @@ impl Machine {
             None => None,
         };
         for (drive, file) in config.drives.iter().zip(drives) {
-            assembly.add_virtio(Box::new(Block::new(file, &drive.id, drive.read_only, counters.clone())?))?;
+            assembly.add_virtio(Box::new(Block::new(
+                file,
+                &drive.id,
+                drive.read_only,
+                counters.clone(),
+            )?))?;
         }
         for (net, tap) in config.nets.iter().zip(taps) {
             assembly.add_virtio(Box::new(Net::new(tap, net.mac, net.mtu, counters.clone())))?;
@@ -142,6 +172,7 @@ impl Machine {
         if config.entropy {
             assembly.add_virtio(Box::new(Rng::new(counters.clone())))?;
         }
+        vm::map_registers(&vm, &assembly.registers)?;
         let Assembly { buses, virtio, .. } = assembly;
 
         Ok(Self {
@@ -158,19 +189,35 @@ impl Machine {
             },
             virtio,
             serial,
+            exit,
             _memory: memory,
         })
     }
 
-    /// Runs the guest until the machine ends, then stops everything and says why it ended.
+    /// Runs the guest until the machine ends, then stops everything, reports, and takes leave of the clients.
     pub fn run(self) -> ExitReport {
-        let Self { mut control, vcpus, buses, controlled, virtio, serial, _memory } = self;
+        let Self {
+            mut control,
+            vcpus,
+            buses,
+            controlled,
+            virtio,
+            serial,
+            exit,
+            _memory,
+        } = self;
         let ending = &controlled.ending;
-        let context =
-            VcpuContext { buses, ending: ending.clone(), counters: controlled.counters.clone() };
+        let context = VcpuContext {
+            buses,
+            ending: ending.clone(),
+            counters: controlled.counters.clone(),
+        };
         let mut threads = VcpuThreads::default();
         if let Err(error) = threads.start(vcpus, &context) {
-            ending.end(ExitReason::Error, Some(MachineError::StartVcpus(error).to_string()));
+            ending.end(
+                ExitReason::Error,
+                Some(MachineError::StartVcpus(error).to_string()),
+            );
         }
         if let Err(error) = control.run(&controlled) {
             ending.end(ExitReason::Error, Some(error.to_string()));
@@ -182,8 +229,15 @@ impl Machine {
         if let Some(serial) = serial {
             serial.finish();
         }
+        let mut report =
+            ending.report().cloned().unwrap_or(ExitReport { reason: ExitReason::Error, detail: None });
+        if let Some(Err(error)) = exit.map(|exit| ending::write_report(&exit, &report)) {
+            let detail = Some(format!("cannot write the exit report {report:?}: {error}"));
+            report = ExitReport { reason: ExitReason::Error, detail };
+        }
+        // Last, so that a client that sees its connection closed finds the report written.
         control.finish(&controlled);
-        ending.report().cloned().unwrap_or(ExitReport { reason: ExitReason::Error, detail: None })
+        report
     }
 }
 
@@ -232,14 +286,14 @@ struct Assembly<'a> {
     memory: &'a GuestMemoryMmap,
     counters: &'a Arc<Counters>,
     buses: Buses,
+    registers: Arc<RegisterPages>,
     virtio: Vec<Arc<MmioTransport>>,
 }
 
 impl Assembly<'_> {
     /// An event that raises an edge on an interrupt line.
     fn interrupt_line(&self, line: u32) -> Result<EventFd, MachineError> {
-        let event =
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(MachineError::Event)?;
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(MachineError::Event)?;
         self.vm
             .register_irqfd(&event, line)
             .map_err(|source| MachineError::InterruptLine { line, source })?;
@@ -261,16 +315,28 @@ impl Assembly<'_> {
         let index = self.virtio.len();
         let base = layout::virtio_mmio_base(index);
         let interrupt = self.interrupt_line(layout::virtio_gsi(index))?;
-        let transport = MmioTransport::new(device, self.memory.clone(), interrupt, self.counters.clone())
-            .map_err(MachineError::Event)?;
+        let transport = MmioTransport::new(
+            device,
+            (self.registers.clone(), index),
+            self.memory.clone(),
+            interrupt,
+            self.counters.clone(),
+        )
+        .map_err(MachineError::Event)?;
         transport.for_each_kick(|queue, kick| {
             let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
             self.vm
                 .register_ioevent(kick, &address, queue)
-                .map_err(|source| MachineError::QueueKick { device: index, queue, source })
+                .map_err(|source| MachineError::QueueKick {
+                    device: index,
+                    queue,
+                    source,
+                })
         })?;
         let transport = Arc::new(transport);
-        self.buses.mmio.insert(base..base + layout::VIRTIO_MMIO_BYTES, transport.clone())?;
+        self.buses
+            .mmio
+            .insert(base..base + layout::VIRTIO_MMIO_BYTES, transport.clone())?;
         self.virtio.push(transport);
         Ok(())
     }

@@ -4,10 +4,10 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
 use berth_vmm::config::{ExitReason, ExitReport, MachineConfig};
+use berth_vmm::ending;
 use berth_vmm::handed::Handed;
 use berth_vmm::machine::Machine;
 
@@ -28,7 +28,10 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or("")).collect();
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|argument| argument.to_str().unwrap_or(""))
+        .collect();
     let done = match arguments[..] {
         ["--version"] => print(concat!("berth-vmm ", env!("CARGO_PKG_VERSION"))),
         ["--help"] => print(HELP),
@@ -53,26 +56,31 @@ fn print(text: &str) -> Result<(), Box<dyn Error>> {
 
 fn run(config_fd: RawFd) -> Result<(), Box<dyn Error>> {
     let config = read_config(config_fd).map_err(|error| format!("cannot read the configuration: {error}"))?;
-    config.validate().map_err(|error| format!("cannot use the configuration: {error}"))?;
+    config
+        .validate()
+        .map_err(|error| format!("cannot use the configuration: {error}"))?;
     // SAFETY: this process has only just started and has opened nothing that it still holds, so whatever is open was
     // handed over; the one descriptor taken so far has been closed again.
-    let mut handed = unsafe { Handed::take(&config) }
+    let handed = unsafe { Handed::take(&config) }
         .map_err(|error| format!("cannot use the descriptors handed over: {error}"))?;
-    let exit = handed.exit.take();
+    let exit = handed.exit.as_ref().and_then(|exit| exit.try_clone().ok());
     let report = match Machine::new(&config, handed) {
         Ok(machine) => machine.run(),
-        Err(error) => ExitReport {
-            reason: ExitReason::Error,
-            detail: Some(format!("cannot build the machine: {error}")),
-        },
-    };
-    if let Some(exit) = exit {
-        write_report(&exit, &report).map_err(|error| format!("cannot write the exit report: {error}"))?;
-    }
-    match report {
-        ExitReport { reason: ExitReason::Error, detail } => {
-            Err(detail.unwrap_or_else(|| "cannot tell what failed".into()).into())
+        Err(error) => {
+            let detail = Some(format!("cannot build the machine: {error}"));
+            let report = ExitReport { reason: ExitReason::Error, detail };
+            if let Some(exit) = exit {
+                ending::write_report(&exit, &report)
+                    .map_err(|error| format!("cannot write the exit report: {error}"))?;
+            }
+            report
         }
+    };
+    match report {
+        ExitReport {
+            reason: ExitReason::Error,
+            detail,
+        } => Err(detail.unwrap_or_else(|| "cannot tell what failed".into()).into()),
         _ => Ok(()),
     }
 }
@@ -90,11 +98,4 @@ fn read_config(fd: RawFd) -> Result<MachineConfig, Box<dyn Error>> {
         return Err(format!("it is longer than {MAX_CONFIG_BYTES} bytes").into());
     }
     Ok(serde_json::from_slice(&json)?)
-}
-
-fn write_report(file: &File, report: &ExitReport) -> Result<(), Box<dyn Error>> {
-    let json = serde_json::to_vec(report)?;
-    file.set_len(0)?;
-    file.write_all_at(&json, 0)?;
-    Ok(file.sync_all()?)
 }

@@ -37,11 +37,10 @@ pub fn transfer(
         let batch = &slices[next..slices.len().min(next + MAX_SLICES)];
         let guards: Vec<_> = batch.iter().map(VolatileSlice::ptr_guard_mut).collect();
         vectors.clear();
-        vectors.extend(
-            guards
-                .iter()
-                .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }),
-        );
+        vectors.extend(guards.iter().map(|guard| libc::iovec {
+            iov_base: guard.as_ptr().cast(),
+            iov_len: guard.len(),
+        }));
         let count = vectors.len() as libc::c_int;
         // SAFETY: each vector is a live `VolatileSlice` (its guard is held across the call), so its memory is mapped
         // for reading and writing; guest memory is only ever accessed as raw bytes.
@@ -59,7 +58,9 @@ pub fn transfer(
             }
             return Err(error);
         }
-        offset = offset.checked_add(moved as i64).ok_or(io::ErrorKind::InvalidInput)?;
+        offset = offset
+            .checked_add(moved as i64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         let advanced = advance(&mut slices[next..], moved as usize)?;
         if moved == 0 && advanced == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -123,8 +124,7 @@ impl ReadVolatile for PositionedFile<'_> {
         let offset = i64::try_from(self.position)
             .map_err(|_| VolatileMemoryError::IOError(io::ErrorKind::InvalidInput.into()))?;
         // SAFETY: the guard keeps `len` bytes from its pointer on valid for writing during the call.
-        let read =
-            unsafe { libc::pread(self.file.as_raw_fd(), guard.as_ptr().cast(), guard.len(), offset) };
+        let read = unsafe { libc::pread(self.file.as_raw_fd(), guard.as_ptr().cast(), guard.len(), offset) };
         let read =
             usize::try_from(read).map_err(|_| VolatileMemoryError::IOError(io::Error::last_os_error()))?;
         slice.bitmap().mark_dirty(0, read);
@@ -157,7 +157,10 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
         let mut parts = slices(&mut [0; 6], &[1, 3, 2]);
-        let mut volatile: Vec<_> = parts.iter_mut().map(|part| VolatileSlice::from(&mut part[..])).collect();
+        let mut volatile: Vec<_> = parts
+            .iter_mut()
+            .map(|part| VolatileSlice::from(&mut part[..]))
+            .collect();
         transfer(&file, Direction::Read, &mut volatile, 2).unwrap();
         drop(volatile);
         assert_eq!(parts, [b"2".to_vec(), b"345".to_vec(), b"67".to_vec()]);

@@ -45,8 +45,9 @@ impl VcpuThreads {
         register_signal_handler(SIGRTMIN(), interrupt_only).map_err(io::Error::from)?;
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let context = context.clone();
-            let thread =
-                thread::Builder::new().name(format!("vcpu{index}")).spawn(move || run(vcpu, index, &context))?;
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || run(vcpu, index, &context))?;
             self.0.push(thread);
         }
         Ok(())
@@ -69,7 +70,11 @@ impl VcpuThreads {
 }
 
 fn run(mut vcpu: VcpuFd, index: usize, context: &VcpuContext) {
-    let VcpuContext { buses, ending, counters } = context;
+    let VcpuContext {
+        buses,
+        ending,
+        counters,
+    } = context;
     while ending.report().is_none() {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -96,7 +101,10 @@ fn run(mut vcpu: VcpuFd, index: usize, context: &VcpuContext) {
                 }
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-            Err(error) => ending.end(ExitReason::Error, Some(format!("cannot run vcpu {index}: {error}"))),
+            Err(error) => ending.end(
+                ExitReason::Error,
+                Some(format!("cannot run vcpu {index}: {error}")),
+            ),
         }
     }
 }
@@ -118,7 +126,9 @@ fn end_of_machine(exit: &VcpuExit) -> Option<(ExitReason, Option<String>)> {
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Some((ExitReason::Reset, None)),
         VcpuExit::SystemEvent(kind, _) => error(format!("system event {kind}")),
         VcpuExit::InternalError => error("kvm cannot emulate what the guest does".into()),
-        VcpuExit::FailEntry(reason, cpu) => error(format!("cannot enter the guest on cpu {cpu}: {reason:#x}")),
+        VcpuExit::FailEntry(reason, cpu) => {
+            error(format!("cannot enter the guest on cpu {cpu}: {reason:#x}"))
+        }
         other => error(format!("unexpected exit {other:?}")),
     }
 }

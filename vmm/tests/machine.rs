@@ -30,7 +30,12 @@ fn run(code: &[u8]) -> Ended {
 
 #[track_caller]
 fn assert_ended(ended: &Ended, reason: ExitReason) {
-    assert_eq!(ended.report, Some(ExitReport { reason, detail: None }), "{}", ended.stderr);
+    assert_eq!(
+        ended.report,
+        Some(ExitReport { reason, detail: None }),
+        "{}",
+        ended.stderr
+    );
     assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(0), ""));
 }
 
@@ -110,6 +115,18 @@ fn a_spinning_guest_is_stopped() {
 }
 
 #[test]
+fn a_non_maskable_interrupt_reaches_the_guest() {
+    if !kvm_is_there() {
+        return;
+    }
+    // Without an interrupt table, any interrupt is a triple fault; a maskable one would not get through.
+    let machine = Launch::new(&[&[0xfa][..], &HALT].concat()).start();
+    let client = machine.client();
+    assert_eq!(client.request(Command::Nmi).unwrap().0, Outcome::Done);
+    assert_ended(&machine.wait(), ExitReason::TripleFault);
+}
+
+#[test]
 fn clients_learn_who_the_machine_is_and_what_it_did() {
     if !kvm_is_there() {
         return;
@@ -117,7 +134,9 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
     let code = [out(0x3f8, b'x'), out(0x1234, 1), SPIN.to_vec()].concat();
     let machine = Launch::new(&code).start();
     let client = machine.client();
-    let Outcome::Info(info) = client.request(Command::Info).unwrap().0 else { panic!() };
+    let Outcome::Info(info) = client.request(Command::Info).unwrap().0 else {
+        panic!()
+    };
     let pid = machine.pid();
     let expected = Info {
         control_version: 1,
@@ -135,9 +154,21 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
     while metrics().exits_io < 2 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(metrics(), Metrics { exits_io: 2, unclaimed_accesses: 1, ..Metrics::default() });
+    assert_eq!(
+        metrics(),
+        Metrics {
+            exits_io: 2,
+            unclaimed_accesses: 1,
+            ..Metrics::default()
+        }
+    );
     let no_vsock = client.request(Command::VsockConnect { port: 1 }).unwrap().0;
-    assert_eq!(no_vsock, Outcome::Error { error: "the machine has no vsock device".into() });
+    assert_eq!(
+        no_vsock,
+        Outcome::Error {
+            error: "the machine has no vsock device".into()
+        }
+    );
     client.request(Command::Stop).unwrap();
     assert!(matches!(client.recv(), Err(ClientError::Closed)));
     assert_ended(&machine.wait(), ExitReason::Stopped);
@@ -157,10 +188,17 @@ fn a_machine_that_cannot_be_built_says_why_in_one_line() {
         (ended.stderr.trim_end().to_owned(), ended.report)
     };
     let (line, report) = fails(|launch| launch.config.vcpus = 0);
-    assert_eq!(line, "berth-vmm: cannot use the configuration: vcpus is 0, not 1 to 32");
+    assert_eq!(
+        line,
+        "berth-vmm: cannot use the configuration: vcpus is 0, not 1 to 32"
+    );
     assert_eq!(report, None);
     let (line, _) = fails(|launch| launch.config.kernel_fd = launch.config.kvm_fd);
-    let number = line.split_whitespace().find_map(|word| word.strip_suffix(',')).unwrap().to_owned();
+    let number = line
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix(','))
+        .unwrap()
+        .to_owned();
     assert_eq!(
         line,
         format!(
@@ -169,13 +207,23 @@ fn a_machine_that_cannot_be_built_says_why_in_one_line() {
         )
     );
     let (line, _) = fails(|launch| launch.config.initrd_fd = Some(999));
-    assert!(line.ends_with("initrd_fd is descriptor 999, which is not open"), "{line}");
-    let (line, _) = fails(|launch| std::mem::swap(&mut launch.config.control_fd, &mut launch.config.kernel_fd));
-    assert!(line.contains("kernel_fd is descriptor") && line.ends_with("which is not a regular file"), "{line}");
+    assert!(
+        line.ends_with("initrd_fd is descriptor 999, which is not open"),
+        "{line}"
+    );
+    let (line, _) =
+        fails(|launch| std::mem::swap(&mut launch.config.control_fd, &mut launch.config.kernel_fd));
+    assert!(
+        line.contains("kernel_fd is descriptor") && line.ends_with("which is not a regular file"),
+        "{line}"
+    );
     let (line, report) = fails(|launch| {
         let drive = launch.config.drives[0].fd;
         launch.config.drives[0].fd = std::mem::replace(&mut launch.config.kernel_fd, drive);
     });
     assert_eq!(report.map(|report| report.reason), Some(ExitReason::Error));
-    assert!(line.starts_with("berth-vmm: cannot build the machine: cannot load the kernel"), "{line}");
+    assert!(
+        line.starts_with("berth-vmm: cannot build the machine: cannot load the kernel"),
+        "{line}"
+    );
 }

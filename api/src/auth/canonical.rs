@@ -21,7 +21,12 @@ pub(super) struct CanonicalRequest<'a> {
 impl CanonicalRequest<'_> {
     pub(super) fn text(&self) -> String {
         let path = if self.path.is_empty() { "/" } else { self.path };
-        let mut text = format!("{}\n{}\n{}\n", self.method, encode(path.as_bytes(), b"/"), query(self.query));
+        let mut text = format!(
+            "{}\n{}\n{}\n",
+            self.method,
+            encode(path.as_bytes(), b"/"),
+            query(self.query)
+        );
         for (name, values) in self.headers {
             let values: Vec<String> = values.iter().map(|value| squeeze(value)).collect();
             let _ = writeln!(text, "{name}:{}", values.join(","));
@@ -33,12 +38,19 @@ impl CanonicalRequest<'_> {
 
 /// Names of the signed headers, joined by semicolons.
 pub(super) fn signed_headers(headers: &[(String, Vec<String>)]) -> String {
-    headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(";")
+    headers
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect::<Vec<_>>()
+        .join(";")
 }
 
 /// `time` is `20150830T123600Z`, `scope` is `20150830/us-east-1/iam/aws4_request`.
 pub(super) fn string_to_sign(time: &str, scope: &str, canonical_request: &str) -> String {
-    format!("{ALGORITHM}\n{time}\n{scope}\n{}", sha256_hex(canonical_request.as_bytes()))
+    format!(
+        "{ALGORITHM}\n{time}\n{scope}\n{}",
+        sha256_hex(canonical_request.as_bytes())
+    )
 }
 
 pub(super) fn scope(date: &str, region: &str, service: &str) -> String {
@@ -46,8 +58,17 @@ pub(super) fn scope(date: &str, region: &str, service: &str) -> String {
 }
 
 /// Lower-case hex of the signature of `string_to_sign`.
-pub(super) fn signature(secret: &str, date: &str, region: &str, service: &str, string_to_sign: &str) -> String {
-    hex::encode(hmac(&signing_key(secret, date, region, service), string_to_sign.as_bytes()))
+pub(super) fn signature(
+    secret: &str,
+    date: &str,
+    region: &str,
+    service: &str,
+    string_to_sign: &str,
+) -> String {
+    hex::encode(hmac(
+        &signing_key(secret, date, region, service),
+        string_to_sign.as_bytes(),
+    ))
 }
 
 pub(super) fn signing_key(secret: &str, date: &str, region: &str, service: &str) -> [u8; 32] {
@@ -114,12 +135,20 @@ fn query(raw: &str) -> String {
         })
         .collect();
     parameters.sort();
-    parameters.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
+    parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect::<Vec<_>>()
+        .join("&")
 }
 
 /// Without space at the ends, and with single spaces between the words.
 fn squeeze(value: &str) -> String {
-    value.split([' ', '\t']).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    value
+        .split([' ', '\t'])
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -135,8 +164,13 @@ mod tests {
 
     #[test]
     fn a_path_is_encoded_once_more() {
-        let request =
-            CanonicalRequest { method: "GET", path: "/a%20b", query: "", headers: &[], payload_hash: "" };
+        let request = CanonicalRequest {
+            method: "GET",
+            path: "/a%20b",
+            query: "",
+            headers: &[],
+            payload_hash: "",
+        };
         assert!(request.text().starts_with("GET\n/a%2520b\n"));
     }
 

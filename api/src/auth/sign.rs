@@ -51,8 +51,13 @@ pub fn sign(
     };
     let scope = scope(date, target.region, target.service);
     let to_sign = string_to_sign(&time, &scope, &canonical.text());
-    let signature =
-        signature(credentials.secret_access_key(), date, target.region, target.service, &to_sign);
+    let signature = signature(
+        credentials.secret_access_key(),
+        date,
+        target.region,
+        target.service,
+        &to_sign,
+    );
     let authorization = format!(
         "{ALGORITHM} Credential={}/{scope}, SignedHeaders={}, Signature={signature}",
         credentials.access_key_id(),
@@ -63,6 +68,10 @@ pub fn sign(
 
 /// `20150830T123600Z`; a time beyond the calendar's end is its last second.
 pub(super) fn format_time(time: Timestamp) -> String {
-    let time = i64::try_from(time.0).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
-    time.unwrap_or(jiff::Timestamp::MAX).strftime(DATE_FORMAT).to_string()
+    let time = i64::try_from(time.0)
+        .ok()
+        .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    time.unwrap_or(jiff::Timestamp::MAX)
+        .strftime(DATE_FORMAT)
+        .to_string()
 }

@@ -67,8 +67,11 @@ impl Gate {
         })?;
         self.check_time(time, date)?;
 
-        let signed_headers: Vec<String> =
-            authorization.signed_headers.split(';').map(str::to_owned).collect();
+        let signed_headers: Vec<String> = authorization
+            .signed_headers
+            .split(';')
+            .map(str::to_owned)
+            .collect();
         // A header that decides what is done must not be open to change on the way.
         for required in ["host", "x-amz-date", "x-amz-target"] {
             let missing = !signed_headers.iter().any(|name| name == required);
@@ -120,7 +123,11 @@ impl Gate {
         let to_sign = string_to_sign(&claim.time, &scope, &canonical.text());
         let secret = self.credentials.secret_access_key();
         let expected = signature(secret, date, &self.region, &claim.service, &to_sign);
-        if bool::from(expected.as_bytes().ct_eq(claim.signature.as_bytes())) { Ok(()) } else { Err(mismatch()) }
+        if bool::from(expected.as_bytes().ct_eq(claim.signature.as_bytes())) {
+            Ok(())
+        } else {
+            Err(mismatch())
+        }
     }
 
     fn check_time(&self, time: &str, scope_date: &str) -> Result<(), ApiError> {
@@ -184,9 +191,11 @@ impl<'a> Authorization<'a> {
                 .filter_map(|parameter| parameter.trim().split_once('='))
                 .find_map(|(name, value)| (name == wanted && !value.is_empty()).then_some(value))
         };
-        let (Some(credential), Some(signed_headers), Some(signature)) =
-            (parameter("Credential"), parameter("SignedHeaders"), parameter("Signature"))
-        else {
+        let (Some(credential), Some(signed_headers), Some(signature)) = (
+            parameter("Credential"),
+            parameter("SignedHeaders"),
+            parameter("Signature"),
+        ) else {
             let missing: String = ["Credential", "SignedHeaders", "Signature"]
                 .iter()
                 .filter(|name| parameter(name).is_none())
@@ -196,9 +205,11 @@ impl<'a> Authorization<'a> {
         };
         let elements: Vec<&str> = credential.split('/').collect();
         match elements[..] {
-            [key, date, region, service, TERMINATOR] => {
-                Ok(Authorization { credential: [key, date, region, service], signed_headers, signature })
-            }
+            [key, date, region, service, TERMINATOR] => Ok(Authorization {
+                credential: [key, date, region, service],
+                signed_headers,
+                signature,
+            }),
             [_, _, _, _, terminator] => Err(ApiError::InvalidSignature(format!(
                 "Credential should be scoped with a valid terminator: '{TERMINATOR}', not '{}'.",
                 echo(terminator)
@@ -215,10 +226,14 @@ impl<'a> Authorization<'a> {
 /// The value of a header that may come at most once.
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
     let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     match (value.to_str(), values.next()) {
         (Ok(value), None) => Ok(Some(value)),
-        _ => Err(ApiError::IncompleteSignature(format!("Header '{name}' must come once, in ASCII."))),
+        _ => Err(ApiError::IncompleteSignature(format!(
+            "Header '{name}' must come once, in ASCII."
+        ))),
     }
 }
 
@@ -235,7 +250,11 @@ fn parse_time(text: &str) -> Option<Timestamp> {
         return None;
     }
     let time = jiff::civil::DateTime::strptime(DATE_FORMAT, text).ok()?;
-    let time = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond();
+    let time = time
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()?
+        .timestamp()
+        .as_millisecond();
     u64::try_from(time).ok().map(Timestamp)
 }
 

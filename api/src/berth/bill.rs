@@ -19,16 +19,26 @@ pub(super) struct GetBill {
 }
 
 pub(super) async fn get(app: &App, input: GetBill) -> Result<Value, ApiError> {
-    let task = input.task.as_deref().map(|task| super::task_id(app, Some(task))).transpose()?;
+    let task = input
+        .task
+        .as_deref()
+        .map(|task| super::task_id(app, Some(task)))
+        .transpose()?;
     let since = input.since.map(since).transpose()?;
-    let bill = app.runtime.bill(BillQuery { task, since }).await.map_err(|error| unexpected(&error))?;
+    let bill = app
+        .runtime
+        .bill(BillQuery { task, since })
+        .await
+        .map_err(|error| unexpected(&error))?;
     Ok(encode(app, &bill))
 }
 
 fn since(seconds: f64) -> Result<Timestamp, ApiError> {
     // The end of the year 9999; below it, milliseconds are exact.
     if !(0.0..=253_402_300_799.0).contains(&seconds) {
-        return Err(ApiError::InvalidParameter("since must be a time in seconds since the epoch.".to_owned()));
+        return Err(ApiError::InvalidParameter(
+            "since must be a time in seconds since the epoch.".to_owned(),
+        ));
     }
     Ok(Timestamp((seconds * 1000.0).round() as u64))
 }

@@ -57,7 +57,9 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "DescribeNetworks" => network::describe(app).await,
         other => {
             let other: String = other.chars().take(100).collect();
-            Err(ApiError::UnknownOperation(format!("There is no operation '{other}' in Berth.")))
+            Err(ApiError::UnknownOperation(format!(
+                "There is no operation '{other}' in Berth."
+            )))
         }
     }
 }
@@ -73,7 +75,10 @@ async fn output(app: &App, input: OneTask) -> Result<Value, ApiError> {
         .ok_or_else(|| ApiError::ResourceNotFound("The specified container was not found.".to_owned()))?;
     let position = input.position.unwrap_or(0);
     let wait = wait_time(input.wait_seconds)?;
-    let output = app.runtime.output(&id, &container.name, position, MAX_OUTPUT_BYTES, wait).await;
+    let output = app
+        .runtime
+        .output(&id, &container.name, position, MAX_OUTPUT_BYTES, wait)
+        .await;
     let (events, end) = output.map_err(refusal)?;
     let position = events.last().map_or(position, |event| event.next_position);
     let events = events.iter().map(|event| {
@@ -109,7 +114,11 @@ fn pull_status(app: &App, input: OneTask) -> Result<Value, ApiError> {
 async fn wait(app: &App, input: OneTask) -> Result<Value, ApiError> {
     let id = task_id(app, input.task.as_deref())?;
     let wait = wait_time(input.wait_seconds)?;
-    let task = app.runtime.task_after(&id, input.version.unwrap_or(0), wait).await.map_err(refusal)?;
+    let task = app
+        .runtime
+        .task_after(&id, input.version.unwrap_or(0), wait)
+        .await
+        .map_err(refusal)?;
     Ok(json!({ "task": encode::task(&app.owner, &zones(app).await?, &task, true), "version": task.version }))
 }
 
@@ -121,7 +130,9 @@ fn task_id(app: &App, name: Option<&str>) -> Result<TaskId, ApiError> {
 fn wait_time(seconds: Option<u64>) -> Result<Duration, ApiError> {
     match seconds.unwrap_or(0) {
         seconds @ ..=MAX_WAIT_SECONDS => Ok(Duration::from_secs(seconds)),
-        _ => Err(ApiError::InvalidParameter(format!("waitSeconds must be at most {MAX_WAIT_SECONDS}."))),
+        _ => Err(ApiError::InvalidParameter(format!(
+            "waitSeconds must be at most {MAX_WAIT_SECONDS}."
+        ))),
     }
 }
 

@@ -13,7 +13,11 @@ pub(super) async fn describe(app: &App) -> Result<Value, ApiError> {
         .collect();
     let mut subnets = Vec::new();
     for subnet in app.runtime.subnets().await.map_err(|error| unexpected(&error))? {
-        let free = app.runtime.available_addresses(&subnet.id).await.map_err(|error| unexpected(&error))?;
+        let free = app
+            .runtime
+            .available_addresses(&subnet.id)
+            .await
+            .map_err(|error| unexpected(&error))?;
         subnets.push(json!({
             "subnetId": subnet.id,
             "vpcId": subnet.vpc_id,
@@ -23,7 +27,11 @@ pub(super) async fn describe(app: &App) -> Result<Value, ApiError> {
             "isDefault": subnet.is_default,
         }));
     }
-    let groups = app.runtime.security_groups().await.map_err(|error| unexpected(&error))?;
+    let groups = app
+        .runtime
+        .security_groups()
+        .await
+        .map_err(|error| unexpected(&error))?;
     let groups = groups.iter().map(|group| {
         json!({
             "groupId": group.id,

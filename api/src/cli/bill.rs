@@ -69,7 +69,11 @@ pub(super) async fn bill(args: BillArgs) -> anyhow::Result<()> {
         input["task"] = json!(whole_id(&client, prefix).await?);
     }
     let answer = client.call(Service::Berth, "GetBill", &input).await?;
-    let text = if args.json { format!("{answer:#}\n") } else { page(answer)? };
+    let text = if args.json {
+        format!("{answer:#}\n")
+    } else {
+        page(answer)?
+    };
     Ok(output::print(&text)?)
 }
 
@@ -83,8 +87,19 @@ async fn whole_id(client: &Client, prefix: &str) -> Result<String, task::TaskErr
 }
 
 fn page(answer: Value) -> Result<String, task::TaskError> {
-    let bill: Bill = serde_json::from_value(answer).map_err(|error| task::TaskError::Malformed(error.to_string()))?;
-    let header = ["TASK", "DEFINITION", "CPU", "MIB", "BILLED", "VCPU", "MEMORY", "STORAGE", "TOTAL"];
+    let bill: Bill =
+        serde_json::from_value(answer).map_err(|error| task::TaskError::Malformed(error.to_string()))?;
+    let header = [
+        "TASK",
+        "DEFINITION",
+        "CPU",
+        "MIB",
+        "BILLED",
+        "VCPU",
+        "MEMORY",
+        "STORAGE",
+        "TOTAL",
+    ];
     let rows: Vec<Vec<String>> = bill.lines.iter().map(row).collect();
     let mut text = table::columns(&header, &rows, &[2, 3, 4, 5, 6, 7, 8]);
     text.push_str(&format!(

@@ -68,9 +68,13 @@ impl Service {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error("the endpoint {0:?} is not of the form http://HOST:PORT; correct --endpoint-url or AWS_ENDPOINT_URL")]
+    #[error(
+        "the endpoint {0:?} is not of the form http://HOST:PORT; correct --endpoint-url or AWS_ENDPOINT_URL"
+    )]
     Endpoint(String),
-    #[error("no keys: {0}; paste the exports that `berth serve` printed, or name its data directory with --data-dir")]
+    #[error(
+        "no keys: {0}; paste the exports that `berth serve` printed, or name its data directory with --data-dir"
+    )]
     NoKeys(String),
     #[error(
         "cannot reach the daemon at {endpoint}: {cause}; start `berth serve`, or say where it listens with --endpoint-url"
@@ -79,9 +83,17 @@ pub(super) enum ClientError {
     #[error("the daemon at {endpoint} did not answer {operation} within {} s; see its log", ANSWER_TIMEOUT.as_secs())]
     Timeout { endpoint: String, operation: String },
     #[error("{operation} failed: {code}: {message}{}", advice(.code))]
-    Refused { operation: String, code: String, message: String },
+    Refused {
+        operation: String,
+        code: String,
+        message: String,
+    },
     #[error("what answered {operation} at {endpoint} is no Berth daemon ({cause}); check --endpoint-url")]
-    Malformed { endpoint: String, operation: String, cause: String },
+    Malformed {
+        endpoint: String,
+        operation: String,
+        cause: String,
+    },
     /// A key or a region with characters that no header can carry.
     #[error("cannot make a request of {operation}: {cause}; check the keys and the region")]
     Request { operation: String, cause: String },
@@ -90,14 +102,19 @@ pub(super) enum ClientError {
 impl ClientError {
     /// The daemon is not there just now; it may be restarting.
     fn is_absence(&self) -> bool {
-        matches!(self, ClientError::Unreachable { .. } | ClientError::Timeout { .. })
+        matches!(
+            self,
+            ClientError::Unreachable { .. } | ClientError::Timeout { .. }
+        )
     }
 }
 
 /// What to do about an error of authentication.
 fn advice(code: &str) -> &'static str {
     match code {
-        "UnrecognizedClientException" | "InvalidSignatureException" | "MissingAuthenticationTokenException" => {
+        "UnrecognizedClientException"
+        | "InvalidSignatureException"
+        | "MissingAuthenticationTokenException" => {
             "; the keys are not this daemon's, or the clock is off: paste the exports that `berth serve` printed"
         }
         _ => "",
@@ -124,7 +141,9 @@ impl Client {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let credentials = match (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY")) {
             (Some(id), Some(secret)) => Credentials::new(id, secret),
-            _ => Credentials::load(&connection.data_dir).map_err(|error| ClientError::NoKeys(chain(&error)))?,
+            _ => {
+                Credentials::load(&connection.data_dir).map_err(|error| ClientError::NoKeys(chain(&error)))?
+            }
         };
         let region = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION"));
         Ok(Client {
@@ -136,26 +155,46 @@ impl Client {
     }
 
     /// One operation: its input in, its output back.
-    pub(super) async fn call(&self, service: Service, operation: &str, input: &Value) -> Result<Value, ClientError> {
+    pub(super) async fn call(
+        &self,
+        service: Service,
+        operation: &str,
+        input: &Value,
+    ) -> Result<Value, ClientError> {
         let request = self.request(service, operation, input.to_string().into_bytes())?;
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| ClientError::Unreachable {
-                endpoint: self.endpoint.clone(),
-                cause: innermost(&error),
-            })?;
+            let response = self
+                .http
+                .request(request)
+                .await
+                .map_err(|error| ClientError::Unreachable {
+                    endpoint: self.endpoint.clone(),
+                    cause: innermost(&error),
+                })?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+                .collect()
+                .await;
             let body = body.map_err(|error| ClientError::Unreachable {
                 endpoint: self.endpoint.clone(),
                 cause: innermost(error.as_ref()),
             })?;
             let answer: Value = serde_json::from_slice(&body.to_bytes())
                 .map_err(|error| self.malformed(operation, &format!("status {status}, {error}")))?;
-            if status.is_success() { Ok(answer) } else { Err(self.refusal(operation, &answer)) }
+            if status.is_success() {
+                Ok(answer)
+            } else {
+                Err(self.refusal(operation, &answer))
+            }
         };
-        tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.unwrap_or_else(|_| {
-            Err(ClientError::Timeout { endpoint: self.endpoint.clone(), operation: operation.to_owned() })
-        })
+        tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+            .await
+            .unwrap_or_else(|_| {
+                Err(ClientError::Timeout {
+                    endpoint: self.endpoint.clone(),
+                    operation: operation.to_owned(),
+                })
+            })
     }
 
     /// As [`Client::call`], but a daemon that is away is given time to come back. Only for operations that change
@@ -177,15 +216,35 @@ impl Client {
         }
     }
 
-    fn request(&self, service: Service, operation: &str, body: Vec<u8>) -> Result<Request<Full<Bytes>>, ClientError> {
+    fn request(
+        &self,
+        service: Service,
+        operation: &str,
+        body: Vec<u8>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
         let endpoint = || ClientError::Endpoint(self.endpoint.clone());
         let uri: Uri = format!("{}/", self.endpoint).parse().map_err(|_| endpoint())?;
-        let host = uri.authority().map(|authority| authority.as_str().to_owned()).ok_or_else(endpoint)?;
+        let host = uri
+            .authority()
+            .map(|authority| authority.as_str().to_owned())
+            .ok_or_else(endpoint)?;
         let target = format!("{}.{operation}", service.target_prefix());
-        let headers =
-            [("host", host.as_str()), ("content-type", "application/x-amz-json-1.1"), ("x-amz-target", &target)];
-        let unsigned = Unsigned { method: "POST", path: "/", query: "", headers: &headers, body: &body };
-        let scope = Scope { region: &self.region, service: service.signing_name() };
+        let headers = [
+            ("host", host.as_str()),
+            ("content-type", "application/x-amz-json-1.1"),
+            ("x-amz-target", &target),
+        ];
+        let unsigned = Unsigned {
+            method: "POST",
+            path: "/",
+            query: "",
+            headers: &headers,
+            body: &body,
+        };
+        let scope = Scope {
+            region: &self.region,
+            service: service.signing_name(),
+        };
         let signature = sign(&unsigned, &self.credentials, scope, SystemClock.now());
         let mut request = Request::builder().method(Method::POST).uri(uri);
         for (name, value) in headers {
@@ -196,7 +255,10 @@ impl Client {
         }
         request
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| ClientError::Request { operation: operation.to_owned(), cause: error.to_string() })
+            .map_err(|error| ClientError::Request {
+                operation: operation.to_owned(),
+                cause: error.to_string(),
+            })
     }
 
     fn malformed(&self, operation: &str, cause: &str) -> ClientError {
@@ -214,7 +276,10 @@ impl Client {
             Some(code) => ClientError::Refused {
                 operation: operation.to_owned(),
                 code: code.rsplit('#').next().unwrap_or(code).to_owned(),
-                message: text("message").or_else(|| text("Message")).unwrap_or("no reason given").to_owned(),
+                message: text("message")
+                    .or_else(|| text("Message"))
+                    .unwrap_or("no reason given")
+                    .to_owned(),
             },
             None => self.malformed(operation, "an error without a type"),
         }
@@ -248,23 +313,45 @@ mod tests {
     fn client(endpoint: &str) -> Result<Client, ClientError> {
         let dir = tempfile::tempdir().unwrap();
         Credentials::load_or_create(dir.path()).unwrap();
-        Client::new(&Connection { endpoint_url: endpoint.to_owned(), data_dir: dir.path().to_owned() })
+        Client::new(&Connection {
+            endpoint_url: endpoint.to_owned(),
+            data_dir: dir.path().to_owned(),
+        })
     }
 
     #[test]
     fn endpoints_that_cannot_be_spoken_to_are_refused() {
-        for endpoint in ["", "127.0.0.1:7070", "https://127.0.0.1", "http://127.0.0.1:7070/x", "file:///x"] {
-            assert!(matches!(client(endpoint), Err(ClientError::Endpoint(_))), "{endpoint}");
+        for endpoint in [
+            "",
+            "127.0.0.1:7070",
+            "https://127.0.0.1",
+            "http://127.0.0.1:7070/x",
+            "file:///x",
+        ] {
+            assert!(
+                matches!(client(endpoint), Err(ClientError::Endpoint(_))),
+                "{endpoint}"
+            );
         }
         assert!(client("http://127.0.0.1:7070/").is_ok());
     }
 
     #[tokio::test]
     async fn a_daemon_that_is_not_there_is_named_with_the_next_step() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let client = client(&format!("http://{free}")).unwrap();
-        let error = client.call(Service::Ecs, "ListTasks", &serde_json::json!({})).await.unwrap_err().to_string();
-        assert!(error.contains(&free.to_string()) && error.contains("Connection refused"), "{error}");
+        let error = client
+            .call(Service::Ecs, "ListTasks", &serde_json::json!({}))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&free.to_string()) && error.contains("Connection refused"),
+            "{error}"
+        );
         assert!(error.contains("berth serve"), "{error}");
     }
 
@@ -272,6 +359,9 @@ mod tests {
     async fn refusals_carry_the_name_and_the_message() {
         let client = client("http://127.0.0.1:1").unwrap();
         let answer = serde_json::json!({"__type": "x.y#ClientException", "message": "no"});
-        assert_eq!(client.refusal("RunTask", &answer).to_string(), "RunTask failed: ClientException: no");
+        assert_eq!(
+            client.refusal("RunTask", &answer).to_string(),
+            "RunTask failed: ClientException: no"
+        );
     }
 }

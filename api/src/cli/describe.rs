@@ -25,7 +25,11 @@ pub(super) struct DescribeArgs {
 pub(super) async fn describe(args: DescribeArgs) -> anyhow::Result<()> {
     let client = Client::new(&args.connection)?;
     let found = task::find(&client, &args.task).await?;
-    let text = if args.json { format!("{found:#}\n") } else { page(&found)? };
+    let text = if args.json {
+        format!("{found:#}\n")
+    } else {
+        page(&found)?
+    };
     Ok(output::print(&text)?)
 }
 
@@ -39,13 +43,25 @@ fn page(value: &Value) -> Result<String, task::TaskError> {
         ("definition", Some(task.definition().to_owned())),
         ("group", task.group.clone()),
         ("started by", task.started_by.clone()),
-        ("status", Some(format!("{} (desired {})", task.last_status, task.desired_status))),
+        (
+            "status",
+            Some(format!("{} (desired {})", task.last_status, task.desired_status)),
+        ),
         ("stop code", task.stop_code.clone()),
         ("stopped reason", task.stopped_reason.clone()),
-        ("size", Some(format!("{} CPU units, {} MiB", task.cpu, task.memory))),
-        ("address", task.interface_detail("privateIPv4Address").map(str::to_owned)),
+        (
+            "size",
+            Some(format!("{} CPU units, {} MiB", task.cpu, task.memory)),
+        ),
+        (
+            "address",
+            task.interface_detail("privateIPv4Address").map(str::to_owned),
+        ),
         ("mac", task.interface_detail("macAddress").map(str::to_owned)),
-        ("interface", task.interface_detail("networkInterfaceId").map(str::to_owned)),
+        (
+            "interface",
+            task.interface_detail("networkInterfaceId").map(str::to_owned),
+        ),
         ("subnet", task.interface_detail("subnetId").map(str::to_owned)),
         ("created", time(task.created_at)),
         ("pull started", time(task.pull_started_at)),
@@ -65,13 +81,20 @@ fn page(value: &Value) -> Result<String, task::TaskError> {
         ]);
     }
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let known = lines.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-    Ok(known.map(|(name, value)| format!("{name:width$}  {}\n", table::printable(value))).collect())
+    let known = lines
+        .iter()
+        .filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    Ok(known
+        .map(|(name, value)| format!("{name:width$}  {}\n", table::printable(value)))
+        .collect())
 }
 
 /// Seconds since the epoch as RFC 3339 with milliseconds.
 fn time(seconds: Option<f64>) -> Option<String> {
-    #[expect(clippy::cast_possible_truncation, reason = "float casts saturate, and what is out of range is left out")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "float casts saturate, and what is out of range is left out"
+    )]
     let millis = (seconds? * 1000.0).round() as i64;
     Some(format!("{:.3}", jiff::Timestamp::from_millisecond(millis).ok()?))
 }
@@ -90,8 +113,17 @@ mod tests {
             "containers": [{"name": "main", "exitCode": 7}],
         }))
         .unwrap();
-        assert!(text.contains("stopped reason     Essential container\\u{1b} exited\n"), "{text}");
-        assert!(text.contains("created            1970-01-01T00:00:00.250Z\n"), "{text}");
-        assert!(text.contains("  exit code        7\n") && !text.contains("pull started"), "{text}");
+        assert!(
+            text.contains("stopped reason     Essential container\\u{1b} exited\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("created            1970-01-01T00:00:00.250Z\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("  exit code        7\n") && !text.contains("pull started"),
+            "{text}"
+        );
     }
 }

@@ -52,13 +52,28 @@ enum Finding {
 
 impl Check {
     fn fine(name: &'static str, found: impl Into<String>) -> Check {
-        Check { name, finding: Finding::Fine(found.into()) }
+        Check {
+            name,
+            finding: Finding::Fine(found.into()),
+        }
     }
     fn note(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
-        Check { name, finding: Finding::Note { found: found.into(), advice: advice.into() } }
+        Check {
+            name,
+            finding: Finding::Note {
+                found: found.into(),
+                advice: advice.into(),
+            },
+        }
     }
     fn missing(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Check {
-        Check { name, finding: Finding::Missing { found: found.into(), advice: advice.into() } }
+        Check {
+            name,
+            finding: Finding::Missing {
+                found: found.into(),
+                advice: advice.into(),
+            },
+        }
     }
 
     fn is_missing(&self) -> bool {
@@ -83,7 +98,11 @@ pub(super) fn doctor(args: DoctorArgs) -> anyhow::Result<u8> {
     checks.extend(host::tools());
     checks.extend(guest::checks(&args.guest));
     checks.push(host::disk(&args.data_dir));
-    let text = if args.json { format!("{:#}\n", as_json(&checks)) } else { as_text(&checks) };
+    let text = if args.json {
+        format!("{:#}\n", as_json(&checks))
+    } else {
+        as_text(&checks)
+    };
     output::print(&text)?;
     Ok(u8::from(checks.iter().any(Check::is_missing)))
 }
@@ -104,9 +123,18 @@ fn as_text(checks: &[Check]) -> String {
     let mut text = String::new();
     for check in checks {
         let (status, found, advice) = check.parts();
-        text.push_str(&format!("{status:7}  {:width$}  {}\n", check.name, table::printable(found)));
+        text.push_str(&format!(
+            "{status:7}  {:width$}  {}\n",
+            check.name,
+            table::printable(found)
+        ));
         if let Some(advice) = advice {
-            text.push_str(&format!("{:7}  {:width$}  -> {}\n", "", "", table::printable(advice)));
+            text.push_str(&format!(
+                "{:7}  {:width$}  -> {}\n",
+                "",
+                "",
+                table::printable(advice)
+            ));
         }
     }
     text.push_str(match checks.iter().filter(|check| check.is_missing()).count() {
@@ -122,10 +150,16 @@ mod tests {
 
     #[test]
     fn a_miss_says_what_to_do_and_counts() {
-        let checks = [Check::fine("a", "there"), Check::missing("bb", "not there", "get it")];
+        let checks = [
+            Check::fine("a", "there"),
+            Check::missing("bb", "not there", "get it"),
+        ];
         let text = as_text(&checks);
         assert!(text.contains("ok       a   there\n"), "{text}");
-        assert!(text.contains("missing  bb  not there\n             -> get it\n"), "{text}");
+        assert!(
+            text.contains("missing  bb  not there\n             -> get it\n"),
+            "{text}"
+        );
         assert_eq!(as_json(&checks)["ready"], false);
     }
 

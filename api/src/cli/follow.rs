@@ -61,7 +61,14 @@ impl<'a> Follower<'a> {
     /// Starts at the first byte. No container means the first one of the task.
     pub(super) fn new(client: &'a Client, task: &'a str, container: Option<&'a str>) -> Follower<'a> {
         let (stdout, stderr) = (Sink::new(io::stdout()), Sink::new(io::stderr()));
-        Follower { client, task, container, position: 0, stdout, stderr }
+        Follower {
+            client,
+            task,
+            container,
+            position: 0,
+            stdout,
+            stderr,
+        }
     }
 
     /// Nobody reads stdout any more.
@@ -85,7 +92,11 @@ impl<'a> Follower<'a> {
         if let Some(container) = self.container {
             input["container"] = json!(container);
         }
-        let answer = self.client.call_patiently(Service::Berth, "GetOutput", &input).await.map_err(TaskError::from)?;
+        let answer = self
+            .client
+            .call_patiently(Service::Berth, "GetOutput", &input)
+            .await
+            .map_err(TaskError::from)?;
         let page: Page =
             serde_json::from_value(answer).map_err(|error| TaskError::Malformed(error.to_string()))?;
         let came = !page.events.is_empty();

@@ -19,7 +19,10 @@ pub(super) struct Sink<W> {
 
 impl<W: Write> Sink<W> {
     pub(super) fn new(writer: W) -> Sink<W> {
-        Sink { writer, closed: false }
+        Sink {
+            writer,
+            closed: false,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {

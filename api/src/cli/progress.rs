@@ -53,12 +53,17 @@ impl Progress {
                 bar.set_length(pull.bytes_total);
                 bar.set_position(pull.bytes_done.min(pull.bytes_total));
                 let counted = if pull.layers_total > 0 {
-                    format!("{} (layer {}/{})", pull.phase, pull.layers_done, pull.layers_total)
+                    format!(
+                        "{} (layer {}/{})",
+                        pull.phase, pull.layers_done, pull.layers_total
+                    )
                 } else {
                     pull.phase.clone()
                 };
                 bar.set_message(super::table::printable(&counted));
-                if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}") {
+                if let Ok(style) =
+                    ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}")
+                {
                     bar.set_style(style.progress_chars("=> "));
                 }
             }

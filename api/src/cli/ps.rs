@@ -36,8 +36,20 @@ pub(super) async fn ps(args: PsArgs) -> anyhow::Result<()> {
         format!("{:#}\n", json!(tasks))
     } else {
         let now = jiff::Timestamp::now().as_second();
-        let rows = tasks.iter().map(|task| row(task, now)).collect::<Result<Vec<_>, _>>()?;
-        let header = ["TASK", "DEFINITION", "CLUSTER", "STATUS", "EXIT", "ADDRESS", "AGE", "IMAGE"];
+        let rows = tasks
+            .iter()
+            .map(|task| row(task, now))
+            .collect::<Result<Vec<_>, _>>()?;
+        let header = [
+            "TASK",
+            "DEFINITION",
+            "CLUSTER",
+            "STATUS",
+            "EXIT",
+            "ADDRESS",
+            "AGE",
+            "IMAGE",
+        ];
         table::columns(&header, &rows, &[4])
     };
     Ok(output::print(&text)?)
@@ -53,15 +65,20 @@ fn row(value: &Value, now: i64) -> Result<Vec<String>, task::TaskError> {
         task.cluster().to_owned(),
         task.last_status.clone(),
         container.exit_code.map_or_else(dash, |code| code.to_string()),
-        task.interface_detail("privateIPv4Address").map_or_else(dash, str::to_owned),
-        task.created_at.map_or_else(dash, |created| table::span(seconds_between(created, now))),
+        task.interface_detail("privateIPv4Address")
+            .map_or_else(dash, str::to_owned),
+        task.created_at
+            .map_or_else(dash, |created| table::span(seconds_between(created, now))),
         container.image,
     ])
 }
 
 /// Whole seconds from `then` (seconds since the epoch) to `now`; 0 if the clocks disagree.
 fn seconds_between(then: f64, now: i64) -> u64 {
-    #[expect(clippy::cast_possible_truncation, reason = "float casts saturate, and an age may lose its fraction")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "float casts saturate, and an age may lose its fraction"
+    )]
     let then = then as i64;
     u64::try_from(now.saturating_sub(then)).unwrap_or(0)
 }
@@ -77,7 +94,19 @@ mod tests {
             "taskDefinitionArn": "x/web:3", "lastStatus": "STOPPED", "createdAt": 1000.5,
             "containers": [{"image": "nginx", "exitCode": 7}],
         });
-        assert_eq!(row(&task, 1065).unwrap(), ["0123456789ab", "web:3", "blue", "STOPPED", "7", "-", "1m 5s", "nginx"]);
+        assert_eq!(
+            row(&task, 1065).unwrap(),
+            [
+                "0123456789ab",
+                "web:3",
+                "blue",
+                "STOPPED",
+                "7",
+                "-",
+                "1m 5s",
+                "nginx"
+            ]
+        );
     }
 
     #[test]

@@ -77,7 +77,9 @@ async fn start(client: &Client, args: &RunArgs) -> anyhow::Result<u8> {
     let ran = run_definition(client, args, &definition).await;
     if args.rm {
         let input = json!({"taskDefinition": definition});
-        client.call(Service::Ecs, "DeregisterTaskDefinition", &input).await?;
+        client
+            .call(Service::Ecs, "DeregisterTaskDefinition", &input)
+            .await?;
     }
     ran
 }
@@ -93,12 +95,19 @@ async fn run_definition(client: &Client, args: &RunArgs, definition: &str) -> an
     });
     let answer = client.call(Service::Ecs, "RunTask", &input).await?;
     let Some(started) = answer.pointer("/tasks/0") else {
-        let reason = answer.pointer("/failures/0/reason").and_then(Value::as_str).unwrap_or("no reason given");
+        let reason = answer
+            .pointer("/failures/0/reason")
+            .and_then(Value::as_str)
+            .unwrap_or("no reason given");
         anyhow::bail!("the task was not placed: {reason}; stop other tasks (`berth ps`) or ask for less");
     };
     let task = Task::from_json(started)?;
     if args.detach {
-        let text = if args.json { format!("{started:#}\n") } else { format!("{}\n", task.id()) };
+        let text = if args.json {
+            format!("{started:#}\n")
+        } else {
+            format!("{}\n", task.id())
+        };
         output::print(&text)?;
         return Ok(0);
     }
@@ -110,8 +119,11 @@ async fn network(client: &Client, args: &RunArgs) -> anyhow::Result<Value> {
     let subnet = match &args.subnet {
         Some(subnet) => subnet.clone(),
         None => {
-            let networks = client.call(Service::Berth, "DescribeNetworks", &json!({})).await?;
-            default_subnet(&networks).ok_or_else(|| anyhow::anyhow!("there is no default subnet; name one with --subnet"))?
+            let networks = client
+                .call(Service::Berth, "DescribeNetworks", &json!({}))
+                .await?;
+            default_subnet(&networks)
+                .ok_or_else(|| anyhow::anyhow!("there is no default subnet; name one with --subnet"))?
         }
     };
     Ok(json!({
@@ -123,7 +135,9 @@ async fn network(client: &Client, args: &RunArgs) -> anyhow::Result<Value> {
 
 fn default_subnet(networks: &Value) -> Option<String> {
     let subnets = networks.get("subnets")?.as_array()?;
-    let default = subnets.iter().find(|subnet| subnet.get("isDefault") == Some(&Value::Bool(true)))?;
+    let default = subnets
+        .iter()
+        .find(|subnet| subnet.get("isDefault") == Some(&Value::Bool(true)))?;
     default.get("subnetId").and_then(Value::as_str).map(str::to_owned)
 }
 
@@ -146,7 +160,10 @@ async fn attached(client: &Client, task: &Task, quiet: bool) -> anyhow::Result<u
         }
         stopping = true;
         stop_task(client, task.cluster(), task.id(), Some(INTERRUPTED)).await?;
-        eprintln!("berth: stopping task {}; interrupt again to leave without waiting", task.id());
+        eprintln!(
+            "berth: stopping task {}; interrupt again to leave without waiting",
+            task.id()
+        );
     }
 }
 
@@ -180,26 +197,33 @@ async fn follow(client: &Client, id: &str, quiet: bool) -> anyhow::Result<Task> 
 }
 
 async fn pull_status(client: &Client, id: &str) -> Result<Option<PullStatus>, TaskError> {
-    let answer = client.call_patiently(Service::Berth, "GetPullStatus", &json!({"task": id})).await?;
+    let answer = client
+        .call_patiently(Service::Berth, "GetPullStatus", &json!({"task": id}))
+        .await?;
     match answer.get("pull") {
         None | Some(Value::Null) => Ok(None),
-        Some(pull) => {
-            serde_json::from_value(pull.clone()).map(Some).map_err(|error| TaskError::Malformed(error.to_string()))
-        }
+        Some(pull) => serde_json::from_value(pull.clone())
+            .map(Some)
+            .map_err(|error| TaskError::Malformed(error.to_string())),
     }
 }
 
 /// What the shell gets to see, and on stderr why, if that is not plain from the code.
 fn exit_code(task: &Task) -> u8 {
     let container = task.containers.first();
-    let code = container.and_then(|container| container.exit_code).and_then(|code| u8::try_from(code).ok());
+    let code = container
+        .and_then(|container| container.exit_code)
+        .and_then(|code| u8::try_from(code).ok());
     if let Some(reason) = container.and_then(|container| container.reason.as_deref()) {
         eprintln!("berth: {}", table::printable(reason));
     }
     match code {
         Some(code) => code,
         None => {
-            let reason = task.stopped_reason.as_deref().unwrap_or("the task stopped without a reason");
+            let reason = task
+                .stopped_reason
+                .as_deref()
+                .unwrap_or("the task stopped without a reason");
             eprintln!("berth: {}", table::printable(reason));
             EXIT_NOT_RUN
         }
@@ -211,13 +235,17 @@ mod tests {
     use super::*;
 
     fn ended(container: Value) -> Task {
-        Task::from_json(&json!({"lastStatus": "STOPPED", "stoppedReason": "why", "containers": [container]})).unwrap()
+        Task::from_json(&json!({"lastStatus": "STOPPED", "stoppedReason": "why", "containers": [container]}))
+            .unwrap()
     }
 
     #[test]
     fn the_containers_code_is_ours() {
         assert_eq!(exit_code(&ended(json!({"exitCode": 7}))), 7);
-        assert_eq!(exit_code(&ended(json!({"exitCode": 137, "reason": "OutOfMemoryError"}))), 137);
+        assert_eq!(
+            exit_code(&ended(json!({"exitCode": 137, "reason": "OutOfMemoryError"}))),
+            137
+        );
     }
 
     #[test]

@@ -66,9 +66,12 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let data_dir = make_private(&args.data_dir)?;
     let _lock = lock(&data_dir)?;
     let credentials = Credentials::load_or_create(&data_dir)?;
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another address with --listen",
+            args.listen
+        )
+    })?;
     let address = listener.local_addr()?;
     if !address.ip().is_loopback() {
         tracing::warn!("{address} can be reached from other hosts, and the API speaks plain http");
@@ -110,19 +113,35 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 fn log_to_stderr() -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => tracing_subscriber::EnvFilter::try_new(&directives)
-            .with_context(|| format!("cannot read RUST_LOG {directives:?}; write for example RUST_LOG=info,berth_runtime=debug"))?,
+            .with_context(|| {
+                format!(
+                    "cannot read RUST_LOG {directives:?}; write for example RUST_LOG=info,berth_runtime=debug"
+                )
+            })?,
         _ => tracing_subscriber::EnvFilter::new("info"),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     Ok(())
 }
 
 /// The data directory, made if it is not there, closed to other users; its absolute path.
 fn make_private(dir: &Path) -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    let cannot = || format!("cannot use the data directory {}; run as root, or choose another with --data-dir", dir.display());
+    let cannot = || {
+        format!(
+            "cannot use the data directory {}; run as root, or choose another with --data-dir",
+            dir.display()
+        )
+    };
     if !dir.exists() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(cannot)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(cannot)?;
     }
     dir.canonicalize().with_context(cannot)
 }
@@ -130,7 +149,11 @@ fn make_private(dir: &Path) -> anyhow::Result<PathBuf> {
 /// One daemon a data directory: the lock ends with the process, however it ends.
 fn lock(data_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
     let path = data_dir.join("lock");
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
         nix::Error::EWOULDBLOCK => anyhow::anyhow!(

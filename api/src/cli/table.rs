@@ -11,7 +11,9 @@ pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.trim_end().chars() {
         // Beside the control characters: the marks that turn the direction of writing.
-        if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+        if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
             shown.extend(c.escape_default());
         } else {
             shown.push(c);
@@ -23,11 +25,19 @@ pub(super) fn printable(text: &str) -> String {
 /// Columns as wide as their widest cell, two spaces apart; the last one is not padded. Columns of `right` (by index)
 /// are set flush right.
 pub(super) fn columns(header: &[&str], rows: &[Vec<String>], right: &[usize]) -> String {
-    let shown: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let shown: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
     let width_of = |column: usize| {
-        let cells = shown.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(header.get(column).map(|title| title.len())).max().unwrap_or(0)
+        let cells = shown
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .chain(header.get(column).map(|title| title.len()))
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..header.len()).map(width_of).collect();
     let mut text = String::new();
@@ -99,7 +109,11 @@ mod tests {
 
     #[test]
     fn numbers_are_set_flush_right() {
-        let text = columns(&["N", "X"], &[vec!["7".into(), "a".into()], vec!["123".into(), "b".into()]], &[0]);
+        let text = columns(
+            &["N", "X"],
+            &[vec!["7".into(), "a".into()], vec!["123".into(), "b".into()]],
+            &[0],
+        );
         assert_eq!(text, "  N  X\n  7  a\n123  b\n");
     }
 

@@ -82,13 +82,18 @@ impl Task {
 
     /// Still on its way to RUNNING.
     pub(super) fn is_starting(&self) -> bool {
-        matches!(self.last_status.as_str(), "PROVISIONING" | "PENDING" | "ACTIVATING")
+        matches!(
+            self.last_status.as_str(),
+            "PROVISIONING" | "PENDING" | "ACTIVATING"
+        )
     }
 
     /// A detail of the network interface, such as `privateIPv4Address`.
     pub(super) fn interface_detail(&self, name: &str) -> Option<&str> {
         let mut details = self.attachments.iter().flat_map(|attachment| &attachment.details);
-        details.find(|detail| detail.name == name).map(|detail| detail.value.as_str())
+        details
+            .find(|detail| detail.name == name)
+            .map(|detail| detail.value.as_str())
     }
 }
 
@@ -112,7 +117,11 @@ pub(super) enum TaskError {
 }
 
 /// The described tasks of one cluster, or of all of them, newest first.
-pub(super) async fn list(client: &Client, cluster: Option<&str>, stopped_too: bool) -> Result<Vec<Value>, TaskError> {
+pub(super) async fn list(
+    client: &Client,
+    cluster: Option<&str>,
+    stopped_too: bool,
+) -> Result<Vec<Value>, TaskError> {
     let clusters = match cluster {
         Some(cluster) => vec![cluster.to_owned()],
         None => pages(client, "ListClusters", json!({}), "clusterArns").await?,
@@ -120,7 +129,11 @@ pub(super) async fn list(client: &Client, cluster: Option<&str>, stopped_too: bo
     let mut tasks = Vec::new();
     for cluster in clusters {
         let mut arns = Vec::new();
-        for status in if stopped_too { &["RUNNING", "STOPPED"][..] } else { &["RUNNING"] } {
+        for status in if stopped_too {
+            &["RUNNING", "STOPPED"][..]
+        } else {
+            &["RUNNING"]
+        } {
             let input = json!({"cluster": cluster, "desiredStatus": status});
             arns.extend(pages(client, "ListTasks", input, "taskArns").await?);
         }
@@ -148,13 +161,19 @@ pub(super) async fn list(client: &Client, cluster: Option<&str>, stopped_too: bo
 }
 
 /// All names that an operation lists, page by page.
-async fn pages(client: &Client, operation: &str, mut input: Value, member: &str) -> Result<Vec<String>, TaskError> {
+async fn pages(
+    client: &Client,
+    operation: &str,
+    mut input: Value,
+    member: &str,
+) -> Result<Vec<String>, TaskError> {
     let mut names = Vec::new();
     loop {
         let mut answer = client.call(Service::Ecs, operation, &input).await?;
         let page = answer.get_mut(member).map(Value::take).unwrap_or_default();
         names.extend(
-            serde_json::from_value::<Vec<String>>(page).map_err(|error| TaskError::Malformed(error.to_string()))?,
+            serde_json::from_value::<Vec<String>>(page)
+                .map_err(|error| TaskError::Malformed(error.to_string()))?,
         );
         match answer.get_mut("nextToken").map(Value::take) {
             Some(token @ Value::String(_)) => input["nextToken"] = token,
@@ -166,17 +185,25 @@ async fn pages(client: &Client, operation: &str, mut input: Value, member: &str)
 /// The one task whose id begins with `prefix`; a whole ARN will do too.
 pub(super) async fn find(client: &Client, prefix: &str) -> Result<Value, TaskError> {
     let wanted = last_part(prefix);
-    if wanted.is_empty() || wanted.len() > 32 || !wanted.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    if wanted.is_empty()
+        || wanted.len() > 32
+        || !wanted.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(TaskError::NotAnId(prefix.to_owned()));
     }
     let mut found = list(client, None, true).await?;
     found.retain(|task| {
-        task.get("taskArn").and_then(Value::as_str).is_some_and(|arn| last_part(arn).starts_with(wanted))
+        task.get("taskArn")
+            .and_then(Value::as_str)
+            .is_some_and(|arn| last_part(arn).starts_with(wanted))
     });
     match found.len() {
         0 => Err(TaskError::NotFound(prefix.to_owned())),
         1 => Ok(found.swap_remove(0)),
-        count => Err(TaskError::Ambiguous { prefix: prefix.to_owned(), count }),
+        count => Err(TaskError::Ambiguous {
+            prefix: prefix.to_owned(),
+            count,
+        }),
     }
 }
 
@@ -192,7 +219,9 @@ pub(super) async fn wait(
     let version = answer.get("version").and_then(Value::as_u64);
     match (answer.get("task"), version) {
         (Some(task), Some(version)) => Ok((Task::from_json(task)?, version)),
-        _ => Err(TaskError::Malformed("WaitTask without task or version".to_owned())),
+        _ => Err(TaskError::Malformed(
+            "WaitTask without task or version".to_owned(),
+        )),
     }
 }
 
@@ -227,7 +256,10 @@ mod tests {
     #[test]
     fn names_are_read_from_arns() {
         let task = described();
-        assert_eq!((task.id(), task.cluster(), task.definition()), ("00ff", "default", "web:3"));
+        assert_eq!(
+            (task.id(), task.cluster(), task.definition()),
+            ("00ff", "default", "web:3")
+        );
         assert_eq!(task.interface_detail("privateIPv4Address"), Some("10.0.0.4"));
     }
 

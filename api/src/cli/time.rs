@@ -45,7 +45,9 @@ pub(super) fn since(text: &str, now: jiff::Timestamp) -> Result<jiff::Timestamp,
         return Err(bad());
     }
     let date: Date = text.parse().map_err(|_| bad())?;
-    date.to_zoned(TimeZone::UTC).map(|midnight| midnight.timestamp()).map_err(|_| bad())
+    date.to_zoned(TimeZone::UTC)
+        .map(|midnight| midnight.timestamp())
+        .map_err(|_| bad())
 }
 
 #[cfg(test)]
@@ -56,7 +58,18 @@ mod tests {
     fn spans_have_one_unit() {
         assert_eq!(span("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(span("2d"), Ok(Duration::from_secs(172_800)));
-        for bad in ["", "5", "h", "-1h", "+1h", "1h30m", "1.5h", "99999999999999999999s", "9999999999999999999d", "1é"] {
+        for bad in [
+            "",
+            "5",
+            "h",
+            "-1h",
+            "+1h",
+            "1h30m",
+            "1.5h",
+            "99999999999999999999s",
+            "9999999999999999999d",
+            "1é",
+        ] {
             assert!(span(bad).is_err(), "{bad}");
         }
     }

@@ -32,10 +32,16 @@ pub(super) async fn create(app: &App, input: shapes::CreateCluster) -> Result<Va
     let settings = name_values(input.settings.as_deref());
     for setting in &settings {
         if setting.name != "containerInsights" {
-            return Err(ApiError::InvalidParameter(format!("Invalid cluster setting '{}'.", setting.name)));
+            return Err(ApiError::InvalidParameter(format!(
+                "Invalid cluster setting '{}'.",
+                setting.name
+            )));
         }
         if !["enabled", "disabled", "enhanced"].contains(&setting.value.as_str()) {
-            return Err(ApiError::Client(unsupported_value("containerInsights", &setting.value)));
+            return Err(ApiError::Client(unsupported_value(
+                "containerInsights",
+                &setting.value,
+            )));
         }
     }
     let name = input.cluster_name.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned());
@@ -45,15 +51,25 @@ pub(super) async fn create(app: &App, input: shapes::CreateCluster) -> Result<Va
         ));
     }
     let tags = tags(input.tags.as_deref())?;
-    let cluster = app.runtime.create_cluster(&name, settings, tags).await.map_err(cluster_error)?;
+    let cluster = app
+        .runtime
+        .create_cluster(&name, settings, tags)
+        .await
+        .map_err(cluster_error)?;
     Ok(json!({ "cluster": encoded(app, &cluster, Some(&["SETTINGS".to_owned(), "TAGS".to_owned()])).await? }))
 }
 
 pub(super) async fn describe(app: &App, input: shapes::DescribeClusters) -> Result<Value, ApiError> {
     let asked = input.clusters.unwrap_or_default();
-    let asked = if asked.is_empty() { vec![DEFAULT_CLUSTER.to_owned()] } else { asked };
+    let asked = if asked.is_empty() {
+        vec![DEFAULT_CLUSTER.to_owned()]
+    } else {
+        asked
+    };
     if asked.len() > MAX_RESULTS {
-        return Err(ApiError::InvalidParameter(format!("clusters cannot have more than {MAX_RESULTS} elements.")));
+        return Err(ApiError::InvalidParameter(format!(
+            "clusters cannot have more than {MAX_RESULTS} elements."
+        )));
     }
     let known = clusters(app).await?;
     let mut found = Vec::new();
@@ -69,11 +85,21 @@ pub(super) async fn describe(app: &App, input: shapes::DescribeClusters) -> Resu
 }
 
 pub(super) async fn list(app: &App, input: shapes::ListClusters) -> Result<Value, ApiError> {
-    let active = clusters(app).await?.into_iter().filter(|cluster| cluster.status == ClusterStatus::Active);
+    let active = clusters(app)
+        .await?
+        .into_iter()
+        .filter(|cluster| cluster.status == ClusterStatus::Active);
     let names = active.map(|cluster| cluster.name).collect();
     let token = input.next_token.as_deref();
     let limit = limit(input.max_results)?;
-    let (names, next) = page(names, String::clone, Order::Ascending, "ListClusters", token, limit)?;
+    let (names, next) = page(
+        names,
+        String::clone,
+        Order::Ascending,
+        "ListClusters",
+        token,
+        limit,
+    )?;
     let arns = names.iter().map(|name| app.owner.cluster(name)).collect();
     Ok(listed("clusterArns", arns, next))
 }
@@ -93,10 +119,19 @@ pub(super) async fn list_tags(app: &App, input: shapes::ListTagsForResource) -> 
     let missing = || ApiError::InvalidParameter("The specified resource was not found.".to_owned());
     let tags = if arn.contains(":cluster/") {
         let name = app.owner.parse_cluster(&arn)?;
-        clusters(app).await?.into_iter().find(|cluster| cluster.name == name).ok_or_else(missing)?.tags
+        clusters(app)
+            .await?
+            .into_iter()
+            .find(|cluster| cluster.name == name)
+            .ok_or_else(missing)?
+            .tags
     } else if arn.contains(":task-definition/") {
         let name = app.owner.parse_definition(&arn)?;
-        app.runtime.definition(&name.family, name.revision).await.map_err(|_| missing())?.tags
+        app.runtime
+            .definition(&name.family, name.revision)
+            .await
+            .map_err(|_| missing())?
+            .tags
     } else {
         let name = app.owner.parse_task(&arn)?;
         let id = name.id.ok_or_else(missing)?;
@@ -113,7 +148,11 @@ pub(super) async fn active(app: &App, cluster: Option<&str>) -> Result<String, A
     };
     let known = clusters(app).await?;
     let active = |cluster: &Cluster| cluster.name == name && cluster.status == ClusterStatus::Active;
-    if known.iter().any(active) { Ok(name) } else { Err(ApiError::ClusterNotFound) }
+    if known.iter().any(active) {
+        Ok(name)
+    } else {
+        Err(ApiError::ClusterNotFound)
+    }
 }
 
 async fn clusters(app: &App) -> Result<Vec<Cluster>, ApiError> {
@@ -122,10 +161,19 @@ async fn clusters(app: &App) -> Result<Vec<Cluster>, ApiError> {
 
 async fn encoded(app: &App, cluster: &Cluster, include: Option<&[String]>) -> Result<Value, ApiError> {
     let counts = match cluster.status {
-        ClusterStatus::Active => app.runtime.cluster_counts(&cluster.name).await.map_err(cluster_error)?,
+        ClusterStatus::Active => app
+            .runtime
+            .cluster_counts(&cluster.name)
+            .await
+            .map_err(cluster_error)?,
         ClusterStatus::Inactive => ClusterCounts::default(),
     };
-    Ok(encode(&app.owner.cluster(&cluster.name), cluster, counts, include))
+    Ok(encode(
+        &app.owner.cluster(&cluster.name),
+        cluster,
+        counts,
+        include,
+    ))
 }
 
 fn encode(arn: &str, cluster: &Cluster, counts: ClusterCounts, include: Option<&[String]>) -> Value {
@@ -145,11 +193,19 @@ fn encode(arn: &str, cluster: &Cluster, counts: ClusterCounts, include: Option<&
     put(&mut shape, "capacityProviders", Some(["FARGATE"]));
     put(&mut shape, "defaultCapacityProviderStrategy", Some(json!([])));
     let settings = includes(include, "SETTINGS").then(|| name_values_json(&cluster.settings));
-    put(&mut shape, "settings", Some(settings.unwrap_or_else(|| json!([]))));
+    put(
+        &mut shape,
+        "settings",
+        Some(settings.unwrap_or_else(|| json!([]))),
+    );
     let tags = includes(include, "TAGS").then(|| tags_json(&cluster.tags));
     put(&mut shape, "tags", Some(tags.unwrap_or_else(|| json!([]))));
     let statistics = includes(include, "STATISTICS").then(|| statistics(counts));
-    put(&mut shape, "statistics", Some(statistics.unwrap_or_else(|| json!([]))));
+    put(
+        &mut shape,
+        "statistics",
+        Some(statistics.unwrap_or_else(|| json!([]))),
+    );
     Value::Object(shape)
 }
 
@@ -162,7 +218,10 @@ fn statistics(counts: ClusterCounts) -> Value {
         ("activeEC2ServiceCount", 0),
         ("activeFargateServiceCount", 0),
     ];
-    statistics.iter().map(|(name, value)| json!({ "name": name, "value": value.to_string() })).collect()
+    statistics
+        .iter()
+        .map(|(name, value)| json!({ "name": name, "value": value.to_string() }))
+        .collect()
 }
 
 fn cluster_error(error: RuntimeError) -> ApiError {

@@ -29,15 +29,24 @@ pub(crate) fn seconds(time: Timestamp) -> Value {
 pub(crate) fn name_values(list: Option<&[KeyValue]>) -> Vec<NameValue> {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let pairs = list.unwrap_or_default().iter();
-    pairs.map(|pair| NameValue { name: text(&pair.name), value: text(&pair.value) }).collect()
+    pairs
+        .map(|pair| NameValue {
+            name: text(&pair.name),
+            value: text(&pair.value),
+        })
+        .collect()
 }
 
 pub(crate) fn name_values_json(list: &[NameValue]) -> Value {
-    list.iter().map(|pair| json!({ "name": pair.name, "value": pair.value })).collect()
+    list.iter()
+        .map(|pair| json!({ "name": pair.name, "value": pair.value }))
+        .collect()
 }
 
 pub(crate) fn tags_json(tags: &[Tag]) -> Value {
-    tags.iter().map(|tag| json!({ "key": tag.key, "value": tag.value })).collect()
+    tags.iter()
+        .map(|tag| json!({ "key": tag.key, "value": tag.value }))
+        .collect()
 }
 
 /// Checks tags that a caller sets.
@@ -52,10 +61,14 @@ pub(crate) fn tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiError> {
         let key = tag.key.clone().unwrap_or_default();
         let value = tag.value.clone().unwrap_or_default();
         if key.is_empty() || key.chars().count() > MAX_TAG_KEY_CHARS {
-            return refuse(format!("A tag key must have 1 to {MAX_TAG_KEY_CHARS} characters."));
+            return refuse(format!(
+                "A tag key must have 1 to {MAX_TAG_KEY_CHARS} characters."
+            ));
         }
         if value.chars().count() > MAX_TAG_VALUE_CHARS {
-            return refuse(format!("A tag value cannot have more than {MAX_TAG_VALUE_CHARS} characters."));
+            return refuse(format!(
+                "A tag value cannot have more than {MAX_TAG_VALUE_CHARS} characters."
+            ));
         }
         let in_a_tag = |it: char| it.is_alphanumeric() || it == ' ' || "_.:/=+-@".contains(it);
         if !key.chars().chain(value.chars()).all(in_a_tag) {
@@ -75,7 +88,9 @@ pub(crate) fn tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiError> {
 /// A number of the wire as an unsigned one.
 pub(crate) fn unsigned<T: TryFrom<i32>>(member: &str, value: Option<i32>) -> Result<Option<T>, ApiError> {
     let out_of_range = |value| ApiError::InvalidParameter(format!("Invalid '{member}' setting {value}."));
-    value.map(|value| T::try_from(value).map_err(|_| out_of_range(value))).transpose()
+    value
+        .map(|value| T::try_from(value).map_err(|_| out_of_range(value)))
+        .transpose()
 }
 
 /// `maxResults`.
@@ -83,7 +98,9 @@ pub(crate) fn limit(max_results: Option<i32>) -> Result<usize, ApiError> {
     match max_results.map(usize::try_from) {
         None => Ok(MAX_RESULTS),
         Some(Ok(limit @ 1..=MAX_RESULTS)) => Ok(limit),
-        Some(_) => Err(ApiError::InvalidParameter(format!("maxResults must be between 1 and {MAX_RESULTS}."))),
+        Some(_) => Err(ApiError::InvalidParameter(format!(
+            "maxResults must be between 1 and {MAX_RESULTS}."
+        ))),
     }
 }
 
@@ -112,7 +129,10 @@ mod tests {
 
     #[test]
     fn times_keep_their_milliseconds() {
-        assert_eq!(seconds(Timestamp(1_793_534_400_123)).to_string(), "1793534400.123");
+        assert_eq!(
+            seconds(Timestamp(1_793_534_400_123)).to_string(),
+            "1793534400.123"
+        );
         assert_eq!(seconds(Timestamp(0)).to_string(), "0.0");
     }
 
@@ -127,11 +147,23 @@ mod tests {
 
     #[test]
     fn tags_that_aws_would_refuse_are_refused() {
-        let tag = |key: &str, value: &str| TagShape { key: Some(key.to_owned()), value: Some(value.to_owned()) };
+        let tag = |key: &str, value: &str| TagShape {
+            key: Some(key.to_owned()),
+            value: Some(value.to_owned()),
+        };
         assert_eq!(tags(Some(&[tag("Größe", "a b/c")])).unwrap().len(), 1);
         let long = "x".repeat(129);
-        for bad in [tag("", "x"), tag("aws:x", "x"), tag("AWS:x", ""), tag("a<", ""), tag(&long, "")] {
-            assert!(tags(Some(std::slice::from_ref(&bad))).is_err(), "{bad:?} was taken");
+        for bad in [
+            tag("", "x"),
+            tag("aws:x", "x"),
+            tag("AWS:x", ""),
+            tag("a<", ""),
+            tag(&long, ""),
+        ] {
+            assert!(
+                tags(Some(std::slice::from_ref(&bad))).is_err(),
+                "{bad:?} was taken"
+            );
         }
         assert!(tags(Some(&[tag("a", "1"), tag("a", "2")])).is_err());
     }

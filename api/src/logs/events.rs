@@ -30,18 +30,31 @@ impl Token {
         let digits = rest.strip_suffix("/s")?;
         let well_formed = digits.len() == DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
         // More than 20 digits are fine as long as they are zeros.
-        well_formed.then(|| digits.parse().ok()).flatten().map(|position| Token { forward, position })
+        well_formed
+            .then(|| digits.parse().ok())
+            .flatten()
+            .map(|position| Token { forward, position })
     }
 }
 
 pub(super) async fn get(app: &App, input: shapes::GetLogEvents) -> Result<Value, ApiError> {
-    let group = group(app, input.log_group_name.as_deref(), input.log_group_identifier.as_deref())?;
+    let group = group(
+        app,
+        input.log_group_name.as_deref(),
+        input.log_group_identifier.as_deref(),
+    )?;
     let stream = input.log_stream_name.as_deref().unwrap_or_default();
     if !is_stream_name(stream) {
-        return Err(ApiError::InvalidParameter("The specified log stream name is not valid.".to_owned()));
+        return Err(ApiError::InvalidParameter(
+            "The specified log stream name is not valid.".to_owned(),
+        ));
     }
     let invalid = || ApiError::InvalidParameter("The specified nextToken is invalid.".to_owned());
-    let token = input.next_token.as_deref().map(|text| Token::parse(text).ok_or_else(invalid)).transpose()?;
+    let token = input
+        .next_token
+        .as_deref()
+        .map(|text| Token::parse(text).ok_or_else(invalid))
+        .transpose()?;
     let query = LogQuery {
         position: token.map(|token| token.position),
         forward: token.map_or(input.start_from_head == Some(true), |token| token.forward),
@@ -50,7 +63,11 @@ pub(super) async fn get(app: &App, input: shapes::GetLogEvents) -> Result<Value,
         limit: limit("limit", input.limit, MAX_EVENTS, MAX_EVENTS)?,
         max_bytes: MAX_EVENT_BYTES,
     };
-    let page = app.runtime.log_events(group, stream, query).await.map_err(refusal)?;
+    let page = app
+        .runtime
+        .log_events(group, stream, query)
+        .await
+        .map_err(refusal)?;
     let events = page.events.iter().map(|event| {
         json!({
             "timestamp": event.timestamp.0,
@@ -88,9 +105,22 @@ mod tests {
     fn malformed_tokens_are_refused() {
         let digits = "0".repeat(55);
         let over = format!("f/{}/s", "9".repeat(56));
-        for text in ["", "f/1/s", &format!("x/{digits}1/s"), &format!("f/{digits}1"), &format!("f/{digits}+/s"), &over] {
+        for text in [
+            "",
+            "f/1/s",
+            &format!("x/{digits}1/s"),
+            &format!("f/{digits}1"),
+            &format!("f/{digits}+/s"),
+            &over,
+        ] {
             assert_eq!(Token::parse(text), None, "{text:?}");
         }
-        assert_eq!(Token::parse(&format!("b/{digits}7/s")), Some(Token { forward: false, position: 7 }));
+        assert_eq!(
+            Token::parse(&format!("b/{digits}7/s")),
+            Some(Token {
+                forward: false,
+                position: 7
+            })
+        );
     }
 }

@@ -42,7 +42,11 @@ impl Place {
         let mut parts = text.splitn(3, ' ');
         let time = Timestamp(parts.next()?.parse().ok()?);
         let position = parts.next()?.parse().ok()?;
-        Some(Place { time, position, stream: parts.next()?.to_owned() })
+        Some(Place {
+            time,
+            position,
+            stream: parts.next()?.to_owned(),
+        })
     }
 }
 
@@ -55,19 +59,24 @@ struct Cursor {
 }
 
 pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<Value, ApiError> {
-    let group = group(app, input.log_group_name.as_deref(), input.log_group_identifier.as_deref())?;
+    let group = group(
+        app,
+        input.log_group_name.as_deref(),
+        input.log_group_identifier.as_deref(),
+    )?;
     let pattern = input.filter_pattern.as_deref().unwrap_or_default();
     let question = format!(
         "FilterLogEvents {group:?} {:?} {:?} {:?} {:?} {pattern:?}",
         input.log_stream_names, input.log_stream_name_prefix, input.start_time, input.end_time
     );
-    let pattern =
-        Pattern::parse(pattern).map_err(|error| ApiError::InvalidParameter(error.to_string()))?;
+    let pattern = Pattern::parse(pattern).map_err(|error| ApiError::InvalidParameter(error.to_string()))?;
     let limit = limit("limit", input.limit, MAX_EVENTS, MAX_EVENTS)?;
     let resume = match input.next_token.as_deref() {
         None => None,
         Some(token) => {
-            let place = page::read(&question, token).ok().and_then(|key| Place::parse(&key));
+            let place = page::read(&question, token)
+                .ok()
+                .and_then(|key| Place::parse(&key));
             let invalid = || ApiError::InvalidParameter("The specified nextToken is invalid.".to_owned());
             Some(place.ok_or_else(invalid)?)
         }
@@ -76,20 +85,33 @@ pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<
     // Unlike that of GetLogEvents, this end is inclusive.
     let end = time("endTime", input.end_time)?.map(|end| end.plus_millis(1));
     let known = app.runtime.log_streams(group).await.map_err(refusal)?;
-    let streams =
-        chosen(known, input.log_stream_names.as_deref(), input.log_stream_name_prefix.as_deref())?;
+    let streams = chosen(
+        known,
+        input.log_stream_names.as_deref(),
+        input.log_stream_name_prefix.as_deref(),
+    )?;
 
     let mut cursors = Vec::new();
     let mut heap = BinaryHeap::new();
     for (stream, stats) in streams {
-        let (Some(first), Some(last)) = (stats.first_event_at, stats.last_event_at) else { continue };
+        let (Some(first), Some(last)) = (stats.first_event_at, stats.last_event_at) else {
+            continue;
+        };
         if start.is_some_and(|start| last < start) || end.is_some_and(|end| first >= end) {
             continue;
         }
         // No event of it comes before this, so it is not opened until the sequence is there.
-        let earliest = Place { time: Some(first).max(start).unwrap_or(first), stream: stream.name, position: 0 };
-        let cursor =
-            Cursor { stream: earliest.stream.clone(), buffer: VecDeque::new(), next: None, at_end: false };
+        let earliest = Place {
+            time: Some(first).max(start).unwrap_or(first),
+            stream: stream.name,
+            position: 0,
+        };
+        let cursor = Cursor {
+            stream: earliest.stream.clone(),
+            buffer: VecDeque::new(),
+            next: None,
+            at_end: false,
+        };
         heap.push(Reverse((earliest, cursors.len())));
         cursors.push(cursor);
     }
@@ -105,8 +127,11 @@ pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<
         }
         let cursor = &mut cursors[index];
         if let Some(event) = cursor.buffer.pop_front() {
-            let place =
-                Place { time: event.timestamp, stream: cursor.stream.clone(), position: event.position };
+            let place = Place {
+                time: event.timestamp,
+                stream: cursor.stream.clone(),
+                position: event.position,
+            };
             // Of the millisecond at which the last answer ended, some events were given already.
             if resume.as_ref().is_none_or(|resume| place > *resume) {
                 scanned += 1;
@@ -129,8 +154,11 @@ pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<
             fill(app, group, cursor, start, end).await?;
         }
         if let Some(event) = cursor.buffer.front() {
-            let place =
-                Place { time: event.timestamp, stream: cursor.stream.clone(), position: event.position };
+            let place = Place {
+                time: event.timestamp,
+                stream: cursor.stream.clone(),
+                position: event.position,
+            };
             heap.push(Reverse((place, index)));
         }
     }
@@ -154,7 +182,10 @@ fn chosen(
     let refuse = |text: &str| Err(ApiError::InvalidParameter(text.to_owned()));
     let Some(names) = names else {
         let prefix = prefix.unwrap_or_default();
-        return Ok(known.into_iter().filter(|(stream, _)| stream.name.starts_with(prefix)).collect());
+        return Ok(known
+            .into_iter()
+            .filter(|(stream, _)| stream.name.starts_with(prefix))
+            .collect());
     };
     if prefix.is_some() {
         return refuse("logStreamNames and logStreamNamePrefix are mutually exclusive parameters.");
@@ -162,10 +193,18 @@ fn chosen(
     if names.is_empty() || names.len() > MAX_NAMED_STREAMS {
         return refuse("logStreamNames must have 1 to 100 items.");
     }
-    if names.iter().any(|name| !known.iter().any(|(stream, _)| stream.name == *name)) {
-        return Err(ApiError::ResourceNotFound("The specified log stream does not exist.".to_owned()));
+    if names
+        .iter()
+        .any(|name| !known.iter().any(|(stream, _)| stream.name == *name))
+    {
+        return Err(ApiError::ResourceNotFound(
+            "The specified log stream does not exist.".to_owned(),
+        ));
     }
-    Ok(known.into_iter().filter(|(stream, _)| names.contains(&stream.name)).collect())
+    Ok(known
+        .into_iter()
+        .filter(|(stream, _)| names.contains(&stream.name))
+        .collect())
 }
 
 /// Reads the next events of a stream, unless there are none.
@@ -185,7 +224,11 @@ async fn fill(
             limit: CHUNK_EVENTS,
             max_bytes: CHUNK_BYTES,
         };
-        let page = app.runtime.log_events(group, &cursor.stream, query).await.map_err(refusal)?;
+        let page = app
+            .runtime
+            .log_events(group, &cursor.stream, query)
+            .await
+            .map_err(refusal)?;
         // A page that leads nowhere is the last.
         cursor.at_end = page.at_end || cursor.next == Some(page.next_forward);
         cursor.next = Some(page.next_forward);
@@ -197,8 +240,16 @@ async fn fill(
 /// 56 digits, the same at every reading, in the order of time.
 fn event_id(place: &Place) -> String {
     let digest = Sha256::digest(place.stream.as_bytes());
-    let stream = digest.iter().take(7).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
-    format!("{:020}{:016}{:020}", place.time.0, stream % 10_000_000_000_000_000, place.position)
+    let stream = digest
+        .iter()
+        .take(7)
+        .fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+    format!(
+        "{:020}{:016}{:020}",
+        place.time.0,
+        stream % 10_000_000_000_000_000,
+        place.position
+    )
 }
 
 #[cfg(test)]
@@ -217,7 +268,11 @@ mod tests {
 
     #[test]
     fn event_ids_tell_events_apart() {
-        let place = |time, stream: &str, position| Place { time: Timestamp(time), stream: stream.to_owned(), position };
+        let place = |time, stream: &str, position| Place {
+            time: Timestamp(time),
+            stream: stream.to_owned(),
+            position,
+        };
         let id = event_id(&place(u64::MAX, "a", u64::MAX));
         assert_eq!(id.len(), 56);
         assert_ne!(event_id(&place(1, "a", 1)), event_id(&place(1, "b", 1)));

@@ -27,12 +27,14 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "DescribeLogStreams" => describe::streams(app, shape(body)?).await,
         "GetLogEvents" => events::get(app, shape(body)?).await,
         "FilterLogEvents" => filter::filter(app, shape(body)?).await,
-        other if operations::LOGS.binary_search(&other).is_ok() => {
-            Err(ApiError::InvalidOperation(format!("Berth does not support {other} yet.")))
-        }
+        other if operations::LOGS.binary_search(&other).is_ok() => Err(ApiError::InvalidOperation(format!(
+            "Berth does not support {other} yet."
+        ))),
         other => {
             let other: String = other.chars().take(100).collect();
-            Err(ApiError::UnknownOperation(format!("There is no operation '{other}' in CloudWatch Logs.")))
+            Err(ApiError::UnknownOperation(format!(
+                "There is no operation '{other}' in CloudWatch Logs."
+            )))
         }
     }
 }
@@ -57,7 +59,11 @@ fn group<'a>(app: &App, name: Option<&'a str>, identifier: Option<&'a str>) -> R
         (None, Some(identifier)) => app.owner.parse_log_group(identifier)?,
         (None, None) => return refuse("Please specify either logGroupName or logGroupIdentifier."),
     };
-    if is_group_name(name) { Ok(name) } else { refuse("The specified log group name is not valid.") }
+    if is_group_name(name) {
+        Ok(name)
+    } else {
+        refuse("The specified log group name is not valid.")
+    }
 }
 
 /// A number with a default and bounds.
@@ -80,7 +86,9 @@ fn time(member: &str, value: Option<i64>) -> Result<Option<Timestamp>, ApiError>
              greater than or equal to 0"
         ))
     };
-    value.map(|value| u64::try_from(value).map(Timestamp).map_err(negative)).transpose()
+    value
+        .map(|value| u64::try_from(value).map(Timestamp).map_err(negative))
+        .transpose()
 }
 
 fn refusal(error: RuntimeError) -> ApiError {

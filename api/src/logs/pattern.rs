@@ -73,7 +73,11 @@ fn term(text: &str) -> Result<(String, &str), PatternError> {
     let end = text.find(char::is_whitespace).unwrap_or(text.len());
     let (word, after) = text.split_at(end);
     // Everything else is for quoted phrases, as other kinds of pattern give it a meaning.
-    if word.is_empty() || !word.chars().all(|character| character.is_alphanumeric() || character == '_') {
+    if word.is_empty()
+        || !word
+            .chars()
+            .all(|character| character.is_alphanumeric() || character == '_')
+    {
         return Err(PatternError::Characters(word.to_owned()));
     }
     Ok((word.to_owned(), after))
@@ -130,15 +134,30 @@ mod tests {
     fn one_of_the_optional_words_must_be_there() {
         assert!(matches("?ERROR ?WARN", "WARN x"));
         assert!(!matches("?ERROR ?WARN", "INFO x"));
-        assert!(matches("?ERROR INFO", "INFO x"), "beside a required word they decide nothing");
+        assert!(
+            matches("?ERROR INFO", "INFO x"),
+            "beside a required word they decide nothing"
+        );
     }
 
     #[test]
     fn other_kinds_of_pattern_are_refused() {
-        assert_eq!(Pattern::parse("{ $.a = 1 }"), Err(PatternError::Unsupported("JSON")));
-        assert_eq!(Pattern::parse("[a, b]"), Err(PatternError::Unsupported("space-delimited")));
-        assert_eq!(Pattern::parse("%a+%"), Err(PatternError::Unsupported("regular expression")));
-        assert_eq!(Pattern::parse("a.b"), Err(PatternError::Characters("a.b".to_owned())));
+        assert_eq!(
+            Pattern::parse("{ $.a = 1 }"),
+            Err(PatternError::Unsupported("JSON"))
+        );
+        assert_eq!(
+            Pattern::parse("[a, b]"),
+            Err(PatternError::Unsupported("space-delimited"))
+        );
+        assert_eq!(
+            Pattern::parse("%a+%"),
+            Err(PatternError::Unsupported("regular expression"))
+        );
+        assert_eq!(
+            Pattern::parse("a.b"),
+            Err(PatternError::Characters("a.b".to_owned()))
+        );
         assert_eq!(Pattern::parse("-"), Err(PatternError::Characters(String::new())));
         assert_eq!(Pattern::parse("\"open"), Err(PatternError::Quote));
         assert_eq!(Pattern::parse(&"a".repeat(1025)), Err(PatternError::TooLong));

@@ -14,10 +14,14 @@ pub(super) async fn read(mut incoming: Incoming, limits: &Limits) -> Result<Byte
     let declared = incoming.size_hint().lower();
     if declared > limits.body_bytes as u64 {
         linger(incoming, limits.linger);
-        return Err(ApiError::RequestTooLarge { limit: limits.body_bytes });
+        return Err(ApiError::RequestTooLarge {
+            limit: limits.body_bytes,
+        });
     }
     let collected = tokio::time::timeout(limits.body, collect(&mut incoming, limits.body_bytes)).await;
-    let result = collected.unwrap_or(Err(ApiError::RequestTimeout { seconds: limits.body.as_secs() }));
+    let result = collected.unwrap_or(Err(ApiError::RequestTimeout {
+        seconds: limits.body.as_secs(),
+    }));
     if matches!(result, Err(ApiError::RequestTooLarge { .. })) {
         linger(incoming, limits.linger);
     }

@@ -122,7 +122,10 @@ pub async fn serve_with<H: Handler>(
     drop(listener);
     stopping.cancel();
     connections.close();
-    if tokio::time::timeout(limits.shutdown, connections.wait()).await.is_err() {
+    if tokio::time::timeout(limits.shutdown, connections.wait())
+        .await
+        .is_err()
+    {
         tracing::info!("{} connections were still busy at the end", connections.len());
     }
 }

@@ -18,7 +18,11 @@ pub(super) struct StallGuard<S> {
 
 impl<S> StallGuard<S> {
     pub(super) fn new(inner: S, limit: Duration) -> StallGuard<S> {
-        StallGuard { inner, limit, deadline: None }
+        StallGuard {
+            inner,
+            limit,
+            deadline: None,
+        }
     }
 
     fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

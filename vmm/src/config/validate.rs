@@ -120,8 +120,16 @@ mod tests {
             cmdline: "panic=-1".into(),
             control_fd: 5,
             exit_fd: None,
-            drives: vec![DriveConfig { id: "root".into(), fd: 6, read_only: true }],
-            nets: vec![NetConfig { tap_fd: 7, mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) }],
+            drives: vec![DriveConfig {
+                id: "root".into(),
+                fd: 6,
+                read_only: true,
+            }],
+            nets: vec![NetConfig {
+                tap_fd: 7,
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: Some(1500),
+            }],
             vsock: Some(VsockConfig { guest_cid: 3 }),
             entropy: true,
             serial_fd: None,
@@ -147,15 +155,23 @@ mod tests {
         assert_eq!(broken(|c| c.vcpus = 33), Err(E::Vcpus(33)));
         assert_eq!(broken(|c| c.memory_mib = 31), Err(E::Memory(31)));
         assert_eq!(broken(|c| c.memory_mib = u32::MAX), Err(E::Memory(u32::MAX)));
-        assert_eq!(broken(|c| c.cmdline = "x".repeat(3000)), Err(E::CmdlineLength(3000)));
+        assert_eq!(
+            broken(|c| c.cmdline = "x".repeat(3000)),
+            Err(E::CmdlineLength(3000))
+        );
         assert_eq!(broken(|c| c.cmdline = "a\0b".into()), Err(E::CmdlineByte(0)));
         assert_eq!(broken(|c| c.nets[0].mac[0] = 1), Err(E::Mac([1, 0, 0, 0, 0, 1])));
         assert_eq!(broken(|c| c.nets[0].mac = [0; 6]), Err(E::Mac([0; 6])));
         assert_eq!(broken(|c| c.nets[0].mtu = Some(67)), Err(E::Mtu(67)));
-        assert_eq!(broken(|c| c.vsock = Some(VsockConfig { guest_cid: 2 })), Err(E::GuestCid(2)));
+        assert_eq!(
+            broken(|c| c.vsock = Some(VsockConfig { guest_cid: 2 })),
+            Err(E::GuestCid(2))
+        );
         let host_wildcard = u64::from(u32::MAX);
         assert_eq!(
-            broken(|c| c.vsock = Some(VsockConfig { guest_cid: host_wildcard })),
+            broken(|c| c.vsock = Some(VsockConfig {
+                guest_cid: host_wildcard
+            })),
             Err(E::GuestCid(host_wildcard))
         );
     }
@@ -177,7 +193,11 @@ mod tests {
         let many = |count: usize| {
             broken(|c| {
                 c.drives = (0..count)
-                    .map(|index| DriveConfig { id: format!("d{index}"), fd: 6, read_only: true })
+                    .map(|index| DriveConfig {
+                        id: format!("d{index}"),
+                        fd: 6,
+                        read_only: true,
+                    })
                     .collect();
             })
         };

@@ -17,7 +17,10 @@ pub(crate) fn send(
 ) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MAX_MESSAGE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the message is too long",
+        ));
     }
     let raw: Vec<RawFd> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
@@ -42,7 +45,10 @@ pub(crate) fn receive<'a>(
     match buffer.get(..received) {
         Some([]) => Ok(None),
         Some(bytes) => Ok(Some(bytes)),
-        None => Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {received} bytes"))),
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a message of {received} bytes"),
+        )),
     }
 }
 
@@ -73,7 +79,10 @@ pub(crate) fn receive_with_descriptor<'a>(
         }
     }
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) || descriptors.len() > 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message that is too long",
+        ));
     }
     if bytes == 0 {
         return Ok(None);

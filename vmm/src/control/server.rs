@@ -85,7 +85,10 @@ struct Connected {
 
 impl ConnectedQueue {
     fn push(&self, connected: Connected) {
-        self.results.lock().unwrap_or_else(PoisonError::into_inner).push(connected);
+        self.results
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(connected);
         // There are at most as many unread as clients.
         let _ = self.event.write(1);
     }
@@ -101,7 +104,10 @@ impl ControlServer {
     /// Serves clients of `listener`, a listening seqpacket socket, until `ending` is readable.
     pub fn new(listener: OwnedFd, ending: &EventFd) -> Result<Self, ServerError> {
         let events = || -> io::Result<Self> {
-            nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+            nix::fcntl::fcntl(
+                &listener,
+                nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+            )?;
             let epoll = Epoll::new()?;
             let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
             let add = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
@@ -115,7 +121,10 @@ impl ControlServer {
                 clients: BTreeMap::new(),
                 next_client: FIRST_CLIENT,
                 attached: None,
-                connected: Arc::new(ConnectedQueue { results: Mutex::default(), event }),
+                connected: Arc::new(ConnectedQueue {
+                    results: Mutex::default(),
+                    event,
+                }),
                 buffer: vec![0; MAX_MESSAGE_BYTES],
             })
         };
@@ -158,10 +167,17 @@ impl ControlServer {
     }
 
     fn listen(&mut self, listening: bool) {
-        let events = if listening { EventSet::IN } else { EventSet::empty() };
+        let events = if listening {
+            EventSet::IN
+        } else {
+            EventSet::empty()
+        };
         let event = EpollEvent::new(events, LISTENER);
-        self.listening =
-            self.epoll.ctl(ControlOperation::Modify, self.listener.as_raw_fd(), event).is_ok() && listening;
+        self.listening = self
+            .epoll
+            .ctl(ControlOperation::Modify, self.listener.as_raw_fd(), event)
+            .is_ok()
+            && listening;
     }
 
     fn accept(&mut self) {
@@ -178,16 +194,27 @@ impl ControlServer {
         let token = self.next_client;
         let event = EpollEvent::new(EventSet::IN, token);
         if self.clients.len() < MAX_CLIENTS
-            && self.epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event).is_ok()
+            && self
+                .epoll
+                .ctl(ControlOperation::Add, socket.as_raw_fd(), event)
+                .is_ok()
         {
             self.next_client += 1;
-            self.clients.insert(token, Client { socket: Arc::new(socket), busy: false });
+            self.clients.insert(
+                token,
+                Client {
+                    socket: Arc::new(socket),
+                    busy: false,
+                },
+            );
         }
     }
 
     /// Reads one request and answers it.
     fn serve(&mut self, token: u64, machine: &dyn Controlled) {
-        let Some(client) = self.clients.get(&token).filter(|client| !client.busy) else { return };
+        let Some(client) = self.clients.get(&token).filter(|client| !client.busy) else {
+            return;
+        };
         let received = packet::receive(client.socket.as_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT);
         let request = match received {
             Ok(Some(bytes)) => serde_json::from_slice::<Request>(bytes),
@@ -202,7 +229,9 @@ impl ControlServer {
     }
 
     fn carry_out(&mut self, client: u64, id: u64, command: Command, machine: &dyn Controlled) {
-        let no_vsock = || Outcome::Error { error: "the machine has no vsock device".into() };
+        let no_vsock = || Outcome::Error {
+            error: "the machine has no vsock device".into(),
+        };
         let outcome = match command {
             Command::Info => Outcome::Info(machine.info()),
             Command::Metrics => Outcome::Metrics(machine.metrics()),
@@ -229,7 +258,9 @@ impl ControlServer {
     /// The reply goes first: connections that wait for somebody follow it.
     fn attach(&mut self, token: u64, id: u64, streams: &dyn GuestStreams, machine: &dyn Controlled) {
         self.reply(token, id, Outcome::Done, None, machine);
-        let Some(client) = self.clients.get(&token) else { return };
+        let Some(client) = self.clients.get(&token) else {
+            return;
+        };
         let socket = client.socket.clone();
         self.attached = Some(token);
         streams.set_listener(Some(Box::new(move |port, stream| {
@@ -244,12 +275,19 @@ impl ControlServer {
 
     fn connect(&mut self, token: u64, id: u64, port: u32, streams: &dyn GuestStreams) {
         self.set_busy(token, true);
-        let mut answer = ConnectAnswer { queue: self.connected.clone(), client: token, request: id, given: false };
+        let mut answer = ConnectAnswer {
+            queue: self.connected.clone(),
+            client: token,
+            request: id,
+            given: false,
+        };
         streams.connect(port, Box::new(move |result| answer.give(result)));
     }
 
     fn set_busy(&mut self, token: u64, busy: bool) {
-        let Some(client) = self.clients.get_mut(&token) else { return };
+        let Some(client) = self.clients.get_mut(&token) else {
+            return;
+        };
         client.busy = busy;
         let events = if busy { EventSet::empty() } else { EventSet::IN };
         // The socket is in the set, or the client would not be here.
@@ -261,7 +299,12 @@ impl ControlServer {
     }
 
     fn answer_connected(&mut self, machine: &dyn Controlled) {
-        for Connected { client, request, result } in self.connected.take() {
+        for Connected {
+            client,
+            request,
+            result,
+        } in self.connected.take()
+        {
             self.set_busy(client, false);
             match result {
                 Ok(stream) => self.reply(client, request, Outcome::Done, Some(stream.as_fd()), machine),
@@ -279,16 +322,24 @@ impl ControlServer {
         descriptor: Option<BorrowedFd<'_>>,
         machine: &dyn Controlled,
     ) {
-        let Some(client) = self.clients.get(&token) else { return };
+        let Some(client) = self.clients.get(&token) else {
+            return;
+        };
         if send(&client.socket, &ServerMessage::Reply { id, outcome }, descriptor).is_err() {
             self.drop_client(token, machine);
         }
     }
 
     fn drop_client(&mut self, token: u64, machine: &dyn Controlled) {
-        let Some(client) = self.clients.remove(&token) else { return };
+        let Some(client) = self.clients.remove(&token) else {
+            return;
+        };
         // The listener of an attached client keeps its socket open until it is replaced.
-        let _ = self.epoll.ctl(ControlOperation::Delete, client.socket.as_raw_fd(), EpollEvent::default());
+        let _ = self.epoll.ctl(
+            ControlOperation::Delete,
+            client.socket.as_raw_fd(),
+            EpollEvent::default(),
+        );
         let _ = shutdown(client.socket.as_raw_fd(), Shutdown::Both);
         if self.attached == Some(token) {
             self.attached = None;
@@ -299,11 +350,7 @@ impl ControlServer {
     }
 }
 
-fn send(
-    socket: &OwnedFd,
-    message: &ServerMessage,
-    descriptor: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
+fn send(socket: &OwnedFd, message: &ServerMessage, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
     packet::send(socket.as_fd(), message, descriptor, MsgFlags::MSG_DONTWAIT)
 }
 
@@ -318,7 +365,11 @@ struct ConnectAnswer {
 impl ConnectAnswer {
     fn give(&mut self, result: Result<OwnedFd, String>) {
         self.given = true;
-        self.queue.push(Connected { client: self.client, request: self.request, result });
+        self.queue.push(Connected {
+            client: self.client,
+            request: self.request,
+            result,
+        });
     }
 }
 

@@ -22,8 +22,13 @@ pub struct SerialPort {
 impl SerialPort {
     /// `interrupt` is the event behind the port's interrupt line.
     pub fn new(out: OwnedFd, interrupt: EventFd) -> Self {
-        let writer = LineWriter { out, line: Vec::with_capacity(MAX_LINE_BYTES) };
-        Self { uart: Mutex::new(Serial::new(Line(interrupt), writer)) }
+        let writer = LineWriter {
+            out,
+            line: Vec::with_capacity(MAX_LINE_BYTES),
+        };
+        Self {
+            uart: Mutex::new(Serial::new(Line(interrupt), writer)),
+        }
     }
 
     /// Writes out what has not been ended by a newline.
@@ -72,7 +77,9 @@ impl LineWriter {
     fn write_line(&mut self) {
         let mut fds = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
         let ready = poll(&mut fds, PollTimeout::ZERO) == Ok(1)
-            && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT));
+            && fds[0]
+                .revents()
+                .is_some_and(|events| events.contains(PollFlags::POLLOUT));
         if ready {
             // Whatever fails here, the guest is not to notice.
             let _ = nix::unistd::write(&self.out, &self.line);

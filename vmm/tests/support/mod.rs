@@ -1,5 +1,7 @@
 //! Tiny guests, and machines that run them: the real binary on the real `/dev/kvm`.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -27,8 +29,14 @@ pub fn kvm_is_there() -> bool {
 /// An ELF file with a PVH entry note whose one segment is `code`, 32-bit machine code entered at its start.
 pub fn kernel(code: &[u8]) -> Vec<u8> {
     const HEADERS: usize = 64 + 2 * 56;
-    let note = [&4u32.to_le_bytes()[..], &4u32.to_le_bytes(), &18u32.to_le_bytes(), b"Xen\0", &LOAD_ADDRESS.to_le_bytes()]
-        .concat();
+    let note = [
+        &4u32.to_le_bytes()[..],
+        &4u32.to_le_bytes(),
+        &18u32.to_le_bytes(),
+        b"Xen\0",
+        &LOAD_ADDRESS.to_le_bytes(),
+    ]
+    .concat();
     let mut elf = Vec::new();
     elf.extend([0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
@@ -41,7 +49,14 @@ pub fn kernel(code: &[u8]) -> Vec<u8> {
     let mut segment = |kind: u32, offset: usize, address: u32, len: usize| {
         elf.extend(kind.to_le_bytes());
         elf.extend(7u32.to_le_bytes());
-        for word in [offset as u64, u64::from(address), u64::from(address), len as u64, len as u64, 4] {
+        for word in [
+            offset as u64,
+            u64::from(address),
+            u64::from(address),
+            len as u64,
+            len as u64,
+            4,
+        ] {
             elf.extend(word.to_le_bytes());
         }
     };
@@ -72,8 +87,18 @@ impl Launch {
     /// A machine with one vCPU, a serial port, a disk of four sectors that say "disk", and an entropy device.
     pub fn new(code: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        bind(listener.as_raw_fd(), &UnixAddr::new(&folder.path().join("control")).unwrap()).unwrap();
+        let listener = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        bind(
+            listener.as_raw_fd(),
+            &UnixAddr::new(&folder.path().join("control")).unwrap(),
+        )
+        .unwrap();
         listen(&listener, Backlog::new(16).unwrap()).unwrap();
         let exit = tempfile::tempfile().unwrap();
         let (serial, serial_out) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
@@ -86,7 +111,14 @@ impl Launch {
             version: CONFIG_VERSION,
             vcpus: 1,
             memory_mib: 32,
-            kvm_fd: keep(OpenOptions::new().read(true).write(true).open("/dev/kvm").unwrap().into()),
+            kvm_fd: keep(
+                OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/kvm")
+                    .unwrap()
+                    .into(),
+            ),
             kernel_fd: keep(file_with(&kernel(code)).into()),
             initrd_fd: None,
             cmdline: "test".into(),
@@ -102,7 +134,13 @@ impl Launch {
             entropy: true,
             serial_fd: Some(keep(serial_out)),
         };
-        Self { config, kept, exit, serial: serial.into(), folder }
+        Self {
+            config,
+            kept,
+            exit,
+            serial: serial.into(),
+            folder,
+        }
     }
 
     /// Leaves a descriptor that `config` names open for the machine.
@@ -111,11 +149,24 @@ impl Launch {
     }
 
     pub fn start(self) -> Running {
-        let Self { config, kept, exit, serial, folder } = self;
+        let Self {
+            config,
+            kept,
+            exit,
+            serial,
+            folder,
+        } = self;
         let json = file_with(&serde_json::to_vec(&config).unwrap());
-        let handed: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).chain([json.as_raw_fd()]).collect();
+        let handed: Vec<RawFd> = kept
+            .iter()
+            .map(AsRawFd::as_raw_fd)
+            .chain([json.as_raw_fd()])
+            .collect();
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-vmm"));
-        command.args(["--config-fd", &json.as_raw_fd().to_string()]).stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(["--config-fd", &json.as_raw_fd().to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
         // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
         unsafe {
             command.pre_exec(move || {
@@ -128,7 +179,13 @@ impl Launch {
             });
         }
         let child = command.spawn().unwrap();
-        Running { child, exit, serial, control: folder.path().join("control"), _folder: folder }
+        Running {
+            child,
+            exit,
+            serial,
+            control: folder.path().join("control"),
+            _folder: folder,
+        }
     }
 }
 
@@ -169,11 +226,21 @@ impl Running {
             std::thread::sleep(Duration::from_millis(5));
         };
         let (mut stderr, mut serial, mut report) = (String::new(), String::new(), String::new());
-        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
         self.serial.read_to_string(&mut serial).unwrap();
         self.exit.rewind().unwrap();
         self.exit.read_to_string(&mut report).unwrap();
-        Ended { status, report: serde_json::from_str(&report).ok(), stderr, serial }
+        Ended {
+            status,
+            report: serde_json::from_str(&report).ok(),
+            stderr,
+            serial,
+        }
     }
 }
 

@@ -46,7 +46,11 @@ impl GuestArgs {
             let there = std::path::absolute(&path).ok().filter(|path| path.is_file());
             there.ok_or(FilesError::Missing { path, advice })
         });
-        Ok(Files { vmm: vmm?, kernel: kernel?, initrd: initrd? })
+        Ok(Files {
+            vmm: vmm?,
+            kernel: kernel?,
+            initrd: initrd?,
+        })
     }
 
     /// Where each is looked for, and what to do if it is not there.
@@ -71,9 +75,17 @@ pub(super) fn checks(args: &GuestArgs) -> Vec<Check> {
     };
     let check = |(name, (path, advice)): (&'static str, (PathBuf, &'static str))| {
         let shown = path.display().to_string();
-        if path.is_file() { Check::fine(name, shown) } else { Check::missing(name, format!("{shown} is not there"), advice) }
+        if path.is_file() {
+            Check::fine(name, shown)
+        } else {
+            Check::missing(name, format!("{shown} is not there"), advice)
+        }
     };
-    ["vmm", "kernel", "initrd"].into_iter().zip(paths).map(check).collect()
+    ["vmm", "kernel", "initrd"]
+        .into_iter()
+        .zip(paths)
+        .map(check)
+        .collect()
 }
 
 #[cfg(test)]
@@ -83,8 +95,15 @@ mod tests {
     #[test]
     fn the_missing_file_is_named_with_the_next_step() {
         let here = Some(std::env::current_exe().unwrap());
-        let args = GuestArgs { vmm: here.clone(), kernel: Some("/nowhere/vmlinux".into()), initrd: here };
+        let args = GuestArgs {
+            vmm: here.clone(),
+            kernel: Some("/nowhere/vmlinux".into()),
+            initrd: here,
+        };
         let error = args.files().unwrap_err().to_string();
-        assert!(error.starts_with("/nowhere/vmlinux is not there") && error.contains("cargo xtask guest"), "{error}");
+        assert!(
+            error.starts_with("/nowhere/vmlinux is not there") && error.contains("cargo xtask guest"),
+            "{error}"
+        );
     }
 }

@@ -21,7 +21,11 @@ pub(super) fn root() -> Check {
     if Uid::effective().is_root() {
         Check::fine("root", "runs as root")
     } else {
-        Check::missing("root", format!("runs as uid {}", Uid::effective()), "run it with sudo, as the daemon must be")
+        Check::missing(
+            "root",
+            format!("runs as uid {}", Uid::effective()),
+            "run it with sudo, as the daemon must be",
+        )
     }
 }
 
@@ -35,16 +39,27 @@ pub(super) fn cgroups() -> Vec<Check> {
     let controllers = match std::fs::read_to_string(mount.join("cgroup.controllers")) {
         Ok(controllers) => controllers,
         Err(error) => {
-            return vec![Check::missing(NAME, format!("cannot read {}: {error}", mount.display()), BOOT)];
+            return vec![Check::missing(
+                NAME,
+                format!("cannot read {}: {error}", mount.display()),
+                BOOT,
+            )];
         }
     };
     let missing = missing_controllers(&controllers);
     vec![if missing.is_empty() {
-        Check::fine(NAME, format!("v2 at {} with {}", mount.display(), CONTROLLERS.join(", ")))
+        Check::fine(
+            NAME,
+            format!("v2 at {} with {}", mount.display(), CONTROLLERS.join(", ")),
+        )
     } else {
         Check::missing(
             NAME,
-            format!("v2 at {} has no controller {}", mount.display(), missing.join(", ")),
+            format!(
+                "v2 at {} has no controller {}",
+                mount.display(),
+                missing.join(", ")
+            ),
             "boot without cgroup_disable=, and unmount cgroup v1 hierarchies that hold it",
         )
     }]
@@ -52,22 +67,29 @@ pub(super) fn cgroups() -> Vec<Check> {
 
 fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    fields.find(|fields| fields.get(2) == Some(&"cgroup2")).and_then(|fields| fields.get(1).map(PathBuf::from))
+    fields
+        .find(|fields| fields.get(2) == Some(&"cgroup2"))
+        .and_then(|fields| fields.get(1).map(PathBuf::from))
 }
 
 fn missing_controllers(controllers: &str) -> Vec<&'static str> {
     let there: Vec<&str> = controllers.split_whitespace().collect();
-    CONTROLLERS.into_iter().filter(|controller| !there.contains(controller)).collect()
+    CONTROLLERS
+        .into_iter()
+        .filter(|controller| !there.contains(controller))
+        .collect()
 }
 
 pub(super) fn tools() -> Vec<Check> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let check = |(program, package): (&'static str, &'static str)| {
-        match folders.iter().map(|folder| folder.join(program)).find(|file| file.is_file()) {
-            Some(file) => Check::fine(program, file.display().to_string()),
-            None => Check::missing(program, "is not in PATH", format!("apt-get install {package}")),
-        }
+    let check = |(program, package): (&'static str, &'static str)| match folders
+        .iter()
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+    {
+        Some(file) => Check::fine(program, file.display().to_string()),
+        None => Check::missing(program, "is not in PATH", format!("apt-get install {package}")),
     };
     PROGRAMS.into_iter().map(check).collect()
 }
@@ -76,7 +98,11 @@ pub(super) fn tools() -> Vec<Check> {
 pub(super) fn disk(data_dir: &Path) -> Check {
     const NAME: &str = "disk";
     let Some(existing) = data_dir.ancestors().find(|path| path.exists()) else {
-        return Check::missing(NAME, format!("{} is nowhere", data_dir.display()), "name another --data-dir");
+        return Check::missing(
+            NAME,
+            format!("{} is nowhere", data_dir.display()),
+            "name another --data-dir",
+        );
     };
     let free = match statvfs(existing) {
         Ok(stat) => stat.blocks_available().saturating_mul(stat.fragment_size()),
@@ -85,7 +111,10 @@ pub(super) fn disk(data_dir: &Path) -> Check {
             return Check::missing(NAME, found, "name another --data-dir");
         }
     };
-    judge_disk(free, &format!("{} MiB free for {}", free >> 20, data_dir.display()))
+    judge_disk(
+        free,
+        &format!("{} MiB free for {}", free >> 20, data_dir.display()),
+    )
 }
 
 fn judge_disk(free: u64, found: &str) -> Check {
@@ -104,7 +133,10 @@ mod tests {
     fn the_unified_hierarchy_is_found_among_the_mounts() {
         let mounts = "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
         assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup")));
-        assert_eq!(cgroup2_mount("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"), None);
+        assert_eq!(
+            cgroup2_mount("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"),
+            None
+        );
     }
 
     #[test]

@@ -12,7 +12,9 @@ const LAB: &str = "an ordinary kernel will not boot on it; use a machine with VT
 pub(in crate::cli) enum KvmError {
     #[error("cannot open /dev/kvm: {}; {}", os(.0), open_advice(.0))]
     Open(kvm_ioctls::Error),
-    #[error("/dev/kvm speaks version {0} of the KVM API, not {API_VERSION}; use a Linux kernel of 2.6.22 or later")]
+    #[error(
+        "/dev/kvm speaks version {0} of the KVM API, not {API_VERSION}; use a Linux kernel of 2.6.22 or later"
+    )]
     Version(i32),
     #[error("/dev/kvm makes no machine: {}; end other hypervisors on this host, and see the kernel's log", os(.0))]
     CreateVm(kvm_ioctls::Error),
@@ -25,7 +27,9 @@ fn os(error: &kvm_ioctls::Error) -> std::io::Error {
 fn open_advice(error: &kvm_ioctls::Error) -> &'static str {
     match os(error).kind() {
         std::io::ErrorKind::PermissionDenied => "run as root",
-        _ => "turn on virtualization in the firmware and load kvm_intel or kvm_amd, or use the lab: `cargo xtask lab -- …`",
+        _ => {
+            "turn on virtualization in the firmware and load kvm_intel or kvm_amd, or use the lab: `cargo xtask lab -- …`"
+        }
     }
 }
 
@@ -50,15 +54,28 @@ pub(super) fn checks() -> Vec<Check> {
     };
     let cpu = match std::fs::read_to_string("/proc/cpuinfo") {
         Ok(info) if has_virtualization(&info) => Check::fine("cpu", "has VT-x or SVM"),
-        Ok(_) => Check::note("cpu", "shows neither vmx nor svm: its KVM is paravirtual or emulated", LAB),
-        Err(error) => Check::note("cpu", format!("cannot read /proc/cpuinfo: {error}"), "mount /proc"),
+        Ok(_) => Check::note(
+            "cpu",
+            "shows neither vmx nor svm: its KVM is paravirtual or emulated",
+            LAB,
+        ),
+        Err(error) => Check::note(
+            "cpu",
+            format!("cannot read /proc/cpuinfo: {error}"),
+            "mount /proc",
+        ),
     };
     vec![device, cpu]
 }
 
 fn has_virtualization(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+    let flags = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    flags
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm")
 }
 
 #[cfg(test)]
@@ -68,13 +85,18 @@ mod tests {
     #[test]
     fn virtualization_is_a_flag_of_its_own() {
         assert!(has_virtualization("processor : 0\nflags\t\t: fpu svm lm\n"));
-        assert!(!has_virtualization("processor : 0\nflags\t\t: fpu svm_lock lm\nbugs : svm\n"));
+        assert!(!has_virtualization(
+            "processor : 0\nflags\t\t: fpu svm_lock lm\nbugs : svm\n"
+        ));
     }
 
     #[test]
     fn errors_end_with_the_next_step() {
         let missing = KvmError::Open(kvm_ioctls::Error::new(2)).to_string();
-        assert!(missing.starts_with("cannot open /dev/kvm: No such file") && missing.contains("kvm_amd"), "{missing}");
+        assert!(
+            missing.starts_with("cannot open /dev/kvm: No such file") && missing.contains("kvm_amd"),
+            "{missing}"
+        );
         let denied = KvmError::Open(kvm_ioctls::Error::new(13)).to_string();
         assert!(denied.ends_with("run as root"), "{denied}");
     }

@@ -4,7 +4,8 @@ use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -17,7 +18,11 @@ pub(super) fn checks() -> Vec<Check> {
 fn tun() -> Check {
     match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         Ok(_) => Check::fine("tun", "/dev/net/tun opens"),
-        Err(error) => Check::missing("tun", format!("cannot open /dev/net/tun: {error}"), "modprobe tun, as root"),
+        Err(error) => Check::missing(
+            "tun",
+            format!("cannot open /dev/net/tun: {error}"),
+            "modprobe tun, as root",
+        ),
     }
 }
 
@@ -39,8 +44,12 @@ fn nftables_generation() -> nix::Result<()> {
     const NEW_GENERATION: u16 = 15;
     const GET_GENERATION: u16 = 16;
     const NLM_F_REQUEST: u16 = 1;
-    let netlink =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
     setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::new(2, 0))?;
     let mut request = Vec::with_capacity(20);
     request.extend(20u32.to_ne_bytes());
@@ -48,7 +57,12 @@ fn nftables_generation() -> nix::Result<()> {
     request.extend(NLM_F_REQUEST.to_ne_bytes());
     // Sequence number, port, and an empty nfgenmsg.
     request.extend([0u8; 12]);
-    sendto(netlink.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    sendto(
+        netlink.as_raw_fd(),
+        &request,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
     let mut answer = [0u8; 4096];
     let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     match answer[..length] {
@@ -82,8 +96,16 @@ fn forwarding() -> Check {
     const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
     match std::fs::read_to_string(PATH) {
         Ok(value) if value.trim() == "1" => Check::fine("forwarding", "IPv4 forwarding is on"),
-        Ok(_) => Check::note("forwarding", "IPv4 forwarding is off", "the daemon turns on what it needs when it starts"),
-        Err(error) => Check::missing("forwarding", format!("cannot read {PATH}: {error}"), "mount /proc"),
+        Ok(_) => Check::note(
+            "forwarding",
+            "IPv4 forwarding is off",
+            "the daemon turns on what it needs when it starts",
+        ),
+        Err(error) => Check::missing(
+            "forwarding",
+            format!("cannot read {PATH}: {error}"),
+            "mount /proc",
+        ),
     }
 }
 

@@ -56,7 +56,11 @@ pub(super) enum DefinitionError {
 
 impl DefinitionArgs {
     /// Registers the definition and returns its ARN. An identical one is used again, unless it is to be `ours_alone`.
-    pub(super) async fn register(&self, client: &Client, ours_alone: bool) -> Result<String, DefinitionError> {
+    pub(super) async fn register(
+        &self,
+        client: &Client,
+        ours_alone: bool,
+    ) -> Result<String, DefinitionError> {
         let family = self.name.clone().unwrap_or_else(|| family_of(&self.image));
         let mut input = self.definition(&family)?;
         let digest = hex::encode(Sha256::digest(input.to_string()));
@@ -66,8 +70,12 @@ impl DefinitionArgs {
         if !ours_alone {
             input["tags"] = json!([{"key": DIGEST_TAG, "value": digest}]);
         }
-        let answer = client.call(Service::Ecs, "RegisterTaskDefinition", &input).await?;
-        let arn = answer.pointer("/taskDefinition/taskDefinitionArn").and_then(Value::as_str);
+        let answer = client
+            .call(Service::Ecs, "RegisterTaskDefinition", &input)
+            .await?;
+        let arn = answer
+            .pointer("/taskDefinition/taskDefinitionArn")
+            .and_then(Value::as_str);
         arn.map(str::to_owned).ok_or(DefinitionError::NoArn)
     }
 
@@ -97,9 +105,10 @@ impl DefinitionArgs {
         for given in &self.env {
             let (name, value) = match given.split_once('=') {
                 Some((name, value)) => (name, value.to_owned()),
-                None => {
-                    (given.as_str(), std::env::var(given).map_err(|_| DefinitionError::NotSet(given.clone()))?)
-                }
+                None => (
+                    given.as_str(),
+                    std::env::var(given).map_err(|_| DefinitionError::NotSet(given.clone()))?,
+                ),
             };
             if name.is_empty() {
                 return Err(DefinitionError::NoName(given.clone()));
@@ -107,21 +116,30 @@ impl DefinitionArgs {
             variables.push((name.to_owned(), value));
         }
         for path in &self.env_file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| DefinitionError::EnvFile { path: path.clone(), source })?;
-            variables.extend(
-                env_file(&text).map_err(|line| DefinitionError::EnvFileLine { path: path.clone(), line })?,
-            );
+            let text = std::fs::read_to_string(path).map_err(|source| DefinitionError::EnvFile {
+                path: path.clone(),
+                source,
+            })?;
+            variables.extend(env_file(&text).map_err(|line| DefinitionError::EnvFileLine {
+                path: path.clone(),
+                line,
+            })?);
         }
         let mut seen = std::collections::BTreeSet::new();
         variables.retain(|(name, _)| seen.insert(name.clone()));
-        Ok(variables.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect())
+        Ok(variables
+            .into_iter()
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect())
     }
 }
 
 /// NAME=VALUE lines; empty ones and those that begin with `#` are skipped. An error is the number of the bad line.
 fn env_file(text: &str) -> Result<Vec<(String, String)>, usize> {
-    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim_start()));
+    let lines = text
+        .lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line.trim_start()));
     lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
         .map(|(number, line)| match line.split_once('=') {
@@ -136,8 +154,17 @@ fn family_of(image: &str) -> String {
     let path = image.split('@').next().unwrap_or(image);
     let last = path.rsplit('/').next().unwrap_or(path);
     let name = last.split(':').next().unwrap_or(last);
-    let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
-    format!("berth-run-{}", name.chars().take(MAX_NAME).map(letter).collect::<String>())
+    let letter = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+            c
+        } else {
+            '-'
+        }
+    };
+    format!(
+        "berth-run-{}",
+        name.chars().take(MAX_NAME).map(letter).collect::<String>()
+    )
 }
 
 /// The family's latest active revision, if it was made from the same command line.
@@ -150,7 +177,9 @@ async fn registered(client: &Client, family: &str, digest: &str) -> Result<Optio
     };
     let tags = answer.get("tags").and_then(Value::as_array);
     let same = tags.is_some_and(|tags| tags.contains(&json!({"key": DIGEST_TAG, "value": digest})));
-    let arn = answer.pointer("/taskDefinition/taskDefinitionArn").and_then(Value::as_str);
+    let arn = answer
+        .pointer("/taskDefinition/taskDefinitionArn")
+        .and_then(Value::as_str);
     Ok(arn.filter(|_| same).map(str::to_owned))
 }
 
@@ -194,14 +223,23 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "# comment\n\nA=file\nB=x=y\n").unwrap();
         let args = parse(&["-e", "A=line", "--env-file", file.path().to_str().unwrap(), "i"]);
-        let expected = [json!({"name": "A", "value": "line"}), json!({"name": "B", "value": "x=y"})];
+        let expected = [
+            json!({"name": "A", "value": "line"}),
+            json!({"name": "B", "value": "x=y"}),
+        ];
         assert_eq!(args.environment().unwrap(), expected);
     }
 
     #[test]
     fn bad_variables_are_named() {
         assert_eq!(env_file("A=1\nnonsense\n"), Err(2));
-        assert!(matches!(parse(&["-e", "=x", "i"]).environment(), Err(DefinitionError::NoName(_))));
-        assert!(matches!(parse(&["-e", "BERTH_SURELY_UNSET", "i"]).environment(), Err(DefinitionError::NotSet(_))));
+        assert!(matches!(
+            parse(&["-e", "=x", "i"]).environment(),
+            Err(DefinitionError::NoName(_))
+        ));
+        assert!(matches!(
+            parse(&["-e", "BERTH_SURELY_UNSET", "i"]).environment(),
+            Err(DefinitionError::NotSet(_))
+        ));
     }
 }

@@ -4,8 +4,8 @@ use super::validate::{not_on_fargate, refuse, unsupported, unsupported_value};
 use crate::arn::is_name;
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{
-    ContainerShape, KeyValue, LinuxParameters, LogConfigurationShape, PortMappingShape, RegisterTaskDefinition,
-    UlimitShape,
+    ContainerShape, KeyValue, LinuxParameters, LogConfigurationShape, PortMappingShape,
+    RegisterTaskDefinition, UlimitShape,
 };
 
 /// Linux capabilities that a container has by default or that can be named to be dropped.
@@ -109,7 +109,9 @@ pub(super) fn errors(container: &ContainerShape, task: &Task<'_>, errors: &mut V
 
 fn refused_on_fargate(container: &ContainerShape, errors: &mut Vec<String>) {
     if !says_nothing(&container.privileged) {
-        errors.push("Fargate requires that the ‘privileged’ setting be ‘false’ at the container level.".to_owned());
+        errors.push(
+            "Fargate requires that the ‘privileged’ setting be ‘false’ at the container level.".to_owned(),
+        );
     }
     for (name, member) in [
         ("links", &container.links),
@@ -143,16 +145,30 @@ fn needs_of_others(container: &ContainerShape, input: &RegisterTaskDefinition, e
     }
     let volumes = input.volumes.as_deref().unwrap_or_default();
     let mount_points = container.mount_points.as_deref().unwrap_or_default();
-    for source in mount_points.iter().map(|point| point.source_volume.as_deref().unwrap_or_default()) {
-        if !volumes.iter().any(|volume| volume.name.as_deref() == Some(source)) {
+    for source in mount_points
+        .iter()
+        .map(|point| point.source_volume.as_deref().unwrap_or_default())
+    {
+        if !volumes
+            .iter()
+            .any(|volume| volume.name.as_deref() == Some(source))
+        {
             errors.push(format!("Unknown volume '{source}'"));
         }
     }
     let containers = input.container_definitions.as_deref().unwrap_or_default();
     let depends_on = container.depends_on.as_deref().unwrap_or_default();
-    for name in depends_on.iter().map(|dependency| dependency.container_name.as_deref().unwrap_or_default()) {
-        if !containers.iter().any(|container| container.name.as_deref() == Some(name)) {
-            errors.push(format!("Cannot depend on container + '{name}' because it does not exist"));
+    for name in depends_on
+        .iter()
+        .map(|dependency| dependency.container_name.as_deref().unwrap_or_default())
+    {
+        if !containers
+            .iter()
+            .any(|container| container.name.as_deref() == Some(name))
+        {
+            errors.push(format!(
+                "Cannot depend on container + '{name}' because it does not exist"
+            ));
         }
     }
     if !mount_points.is_empty() {
@@ -179,10 +195,18 @@ fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
         ],
         errors,
     );
-    if container.restart_policy.as_ref().is_some_and(|policy| policy.enabled != Some(false)) {
+    if container
+        .restart_policy
+        .as_ref()
+        .is_some_and(|policy| policy.enabled != Some(false))
+    {
         errors.push(unsupported("restartPolicy"));
     }
-    if container.hostname.as_deref().is_some_and(|hostname| !hostname.is_empty()) {
+    if container
+        .hostname
+        .as_deref()
+        .is_some_and(|hostname| !hostname.is_empty())
+    {
         errors.push(unsupported("hostname"));
     }
     match container.version_consistency.as_deref() {
@@ -193,17 +217,27 @@ fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
 
 fn resources(container: &ContainerShape, name: &str, task: &Task<'_>, errors: &mut Vec<String>) {
     if container.cpu.is_some_and(|cpu| cpu < 0) {
-        errors.push(format!("Invalid setting for container '{name}'. 'cpu' must not be negative."));
+        errors.push(format!(
+            "Invalid setting for container '{name}'. 'cpu' must not be negative."
+        ));
     }
-    for (member, value) in [("memory", container.memory), ("memoryReservation", container.memory_reservation)] {
+    for (member, value) in [
+        ("memory", container.memory),
+        ("memoryReservation", container.memory_reservation),
+    ] {
         let Some(value) = value else { continue };
         if value < MIN_MEMORY_MIB {
             errors.push(format!(
                 "Invalid setting for container '{name}'. '{member}' must be at least {MIN_MEMORY_MIB}."
             ));
         }
-        if task.size.is_some_and(|(_, memory)| i64::from(value) > i64::from(memory)) {
-            errors.push(format!("The '{member}' setting for container '{name}' is greater than for the task"));
+        if task
+            .size
+            .is_some_and(|(_, memory)| i64::from(value) > i64::from(memory))
+        {
+            errors.push(format!(
+                "The '{member}' setting for container '{name}' is greater than for the task"
+            ));
         }
     }
     if let (Some(memory), Some(reservation)) = (container.memory, container.memory_reservation)
@@ -224,21 +258,36 @@ fn ports(mappings: &[PortMappingShape], errors: &mut Vec<String>) {
         match mapping.container_port {
             Some(1..=65535) => {}
             None => errors.push("Container.portMappings.containerPort should not be null.".to_owned()),
-            Some(port) => errors.push(format!("Invalid 'containerPort' setting {port}: must be 1 to 65535.")),
+            Some(port) => errors.push(format!(
+                "Invalid 'containerPort' setting {port}: must be 1 to 65535."
+            )),
         }
-        if mapping.host_port.is_some_and(|port| port != 0 && Some(port) != mapping.container_port) {
+        if mapping
+            .host_port
+            .is_some_and(|port| port != 0 && Some(port) != mapping.container_port)
+        {
             errors.push(
                 "When networkMode=awsvpc, the host ports and container ports in port mappings must match."
                     .to_owned(),
             );
         }
-        if let Some(protocol) = mapping.protocol.as_deref().filter(|name| !["tcp", "udp"].contains(name)) {
-            errors.push(format!("Invalid 'protocol' setting '{protocol}': must be tcp or udp."));
-        }
-        if let Some(protocol) =
-            mapping.app_protocol.as_deref().filter(|name| !["http", "http2", "grpc"].contains(name))
+        if let Some(protocol) = mapping
+            .protocol
+            .as_deref()
+            .filter(|name| !["tcp", "udp"].contains(name))
         {
-            errors.push(format!("Invalid 'appProtocol' setting '{protocol}': must be http, http2 or grpc."));
+            errors.push(format!(
+                "Invalid 'protocol' setting '{protocol}': must be tcp or udp."
+            ));
+        }
+        if let Some(protocol) = mapping
+            .app_protocol
+            .as_deref()
+            .filter(|name| !["http", "http2", "grpc"].contains(name))
+        {
+            errors.push(format!(
+                "Invalid 'appProtocol' setting '{protocol}': must be http, http2 or grpc."
+            ));
         }
     }
 }
@@ -248,23 +297,37 @@ pub(crate) fn environment(variables: &[KeyValue], errors: &mut Vec<String>) {
         let name = variable.name.as_deref().unwrap_or_default();
         if name.is_empty() {
             errors.push("Environment variable name should not be null or empty.".to_owned());
-        } else if name.contains(['=', '\0']) || variable.value.as_deref().is_some_and(|it| it.contains('\0')) {
-            errors.push(format!("Environment variable '{}' contains invalid characters.", name.escape_debug()));
+        } else if name.contains(['=', '\0']) || variable.value.as_deref().is_some_and(|it| it.contains('\0'))
+        {
+            errors.push(format!(
+                "Environment variable '{}' contains invalid characters.",
+                name.escape_debug()
+            ));
         }
     }
 }
 
 fn strings(container: &ContainerShape, errors: &mut Vec<String>) {
-    let lists = [("entryPoint", &container.entry_point), ("command", &container.command)];
+    let lists = [
+        ("entryPoint", &container.entry_point),
+        ("command", &container.command),
+    ];
     for (member, list) in lists {
         if list.iter().flatten().any(|text| text.contains('\0')) {
             errors.push(format!("Container.{member} contains invalid characters."));
         }
     }
-    if container.user.as_deref().is_some_and(|user| user.contains(|it: char| it.is_control() || it == ' ')) {
+    if container
+        .user
+        .as_deref()
+        .is_some_and(|user| user.contains(|it: char| it.is_control() || it == ' '))
+    {
         errors.push("Container.user contains invalid characters.".to_owned());
     }
-    let directory = container.working_directory.as_deref().filter(|directory| !directory.is_empty());
+    let directory = container
+        .working_directory
+        .as_deref()
+        .filter(|directory| !directory.is_empty());
     if directory.is_some_and(|directory| !directory.starts_with('/') || directory.contains('\0')) {
         errors.push("Container.workingDirectory must be an absolute path.".to_owned());
     }
@@ -279,7 +342,10 @@ fn timeouts(container: &ContainerShape, errors: &mut Vec<String>) {
         Some(..=1) => errors.push("Container.stopTimeout must be at least 2 seconds.".to_owned()),
         _ => {}
     }
-    if container.start_timeout.is_some_and(|timeout| !(2..=120).contains(&timeout)) {
+    if container
+        .start_timeout
+        .is_some_and(|timeout| !(2..=120).contains(&timeout))
+    {
         errors.push("Container.startTimeout must be between 2 and 120 seconds.".to_owned());
     }
 }
@@ -312,12 +378,19 @@ fn linux_parameters(linux: &LinuxParameters, errors: &mut Vec<String>) {
     }
     refuse(&[("tmpfs", &linux.tmpfs)], errors);
     let capabilities = linux.capabilities.clone().unwrap_or_default();
-    for capability in capabilities.add.iter().flatten().filter(|capability| *capability != "SYS_PTRACE") {
+    for capability in capabilities
+        .add
+        .iter()
+        .flatten()
+        .filter(|capability| *capability != "SYS_PTRACE")
+    {
         errors.push(format!("{capability} is not allowed on Fargate."));
     }
     for capability in capabilities.drop.iter().flatten() {
         if !CAPABILITIES.contains(&capability.as_str()) {
-            errors.push(format!("'{capability}' is not a Linux capability that can be dropped."));
+            errors.push(format!(
+                "'{capability}' is not a Linux capability that can be dropped."
+            ));
         }
     }
 }
@@ -333,12 +406,20 @@ fn log_configuration(log: &LogConfigurationShape, task: &Task<'_>, errors: &mut 
         }
     }
     let option = |name: &str| {
-        log.options.as_ref().and_then(|options| options.get(name)).filter(|value| !value.is_empty())
+        log.options
+            .as_ref()
+            .and_then(|options| options.get(name))
+            .filter(|value| !value.is_empty())
     };
-    let missing: Vec<&str> =
-        ["awslogs-group", "awslogs-region"].into_iter().filter(|name| option(name).is_none()).collect();
+    let missing: Vec<&str> = ["awslogs-group", "awslogs-region"]
+        .into_iter()
+        .filter(|name| option(name).is_none())
+        .collect();
     if !missing.is_empty() {
-        errors.push(format!("Log driver awslogs requires options: {}", missing.join(", ")));
+        errors.push(format!(
+            "Log driver awslogs requires options: {}",
+            missing.join(", ")
+        ));
     }
     if option("awslogs-stream-prefix").is_none() {
         errors.push(
@@ -347,9 +428,16 @@ fn log_configuration(log: &LogConfigurationShape, task: &Task<'_>, errors: &mut 
                 .to_owned(),
         );
     }
-    if task.input.execution_role_arn.as_deref().unwrap_or_default().is_empty() {
+    if task
+        .input
+        .execution_role_arn
+        .as_deref()
+        .unwrap_or_default()
+        .is_empty()
+    {
         errors.push(
-            "Fargate requires task definition to have execution role ARN to support log driver awslogs.".to_owned(),
+            "Fargate requires task definition to have execution role ARN to support log driver awslogs."
+                .to_owned(),
         );
     }
     if let Some(region) = option("awslogs-region").filter(|region| *region != task.region) {
@@ -360,7 +448,9 @@ fn log_configuration(log: &LogConfigurationShape, task: &Task<'_>, errors: &mut 
         ));
     }
     if option("awslogs-group").is_some_and(|group| !crate::logs::is_group_name(group)) {
-        errors.push("Invalid 'awslogs-group': a name has 1 to 512 of the characters a-z A-Z 0-9 _ - / . #".to_owned());
+        errors.push(
+            "Invalid 'awslogs-group': a name has 1 to 512 of the characters a-z A-Z 0-9 _ - / . #".to_owned(),
+        );
     }
     if option("awslogs-stream-prefix").is_some_and(|prefix| !crate::logs::is_stream_name(prefix)) {
         errors.push("Invalid 'awslogs-stream-prefix': it must not contain ':' or '*'.".to_owned());

@@ -1,6 +1,8 @@
 //! From a validated RegisterTaskDefinition to the runtime's definition. Pure; the rules are in `validate.rs`.
 
-use berth_runtime::model::definition::{ContainerDefinition, DefinitionSpec, LogConfiguration, PortMapping, Ulimit};
+use berth_runtime::model::definition::{
+    ContainerDefinition, DefinitionSpec, LogConfiguration, PortMapping, Ulimit,
+};
 
 use super::size::{parse_cpu, parse_memory};
 use super::validate;
@@ -16,7 +18,9 @@ pub(crate) fn spec(input: &RegisterTaskDefinition, region: &str) -> Result<Defin
         return Err(ApiError::Client(first));
     }
     let size = |text: &Option<String>, parse: fn(&str) -> Option<u32>| {
-        text.as_deref().and_then(parse).ok_or_else(|| ApiError::Client("Invalid size of task.".to_owned()))
+        text.as_deref()
+            .and_then(parse)
+            .ok_or_else(|| ApiError::Client("Invalid size of task.".to_owned()))
     };
     let platform = input.runtime_platform.clone().unwrap_or_default();
     Ok(DefinitionSpec {
@@ -24,7 +28,10 @@ pub(crate) fn spec(input: &RegisterTaskDefinition, region: &str) -> Result<Defin
         memory_mib: size(&input.memory, parse_memory)?,
         ephemeral_storage_gib: unsigned(
             "ephemeralStorage",
-            input.ephemeral_storage.as_ref().and_then(|storage| storage.size_in_gib),
+            input
+                .ephemeral_storage
+                .as_ref()
+                .and_then(|storage| storage.size_in_gib),
         )?,
         execution_role_arn: input.execution_role_arn.clone(),
         task_role_arn: input.task_role_arn.clone(),
@@ -32,7 +39,12 @@ pub(crate) fn spec(input: &RegisterTaskDefinition, region: &str) -> Result<Defin
         requires_compatibilities: input.requires_compatibilities.clone().unwrap_or_default(),
         operating_system_family: platform.operating_system_family,
         cpu_architecture: platform.cpu_architecture,
-        containers: input.container_definitions.iter().flatten().map(container).collect::<Result<_, _>>()?,
+        containers: input
+            .container_definitions
+            .iter()
+            .flatten()
+            .map(container)
+            .collect::<Result<_, _>>()?,
     })
 }
 
@@ -50,13 +62,26 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
         entry_point: input.entry_point.clone().filter(|words| !words.is_empty()),
         command: input.command.clone().filter(|words| !words.is_empty()),
         environment: name_values(input.environment.as_deref()),
-        working_directory: input.working_directory.clone().filter(|directory| !directory.is_empty()),
+        working_directory: input
+            .working_directory
+            .clone()
+            .filter(|directory| !directory.is_empty()),
         user: input.user.clone().filter(|user| !user.is_empty()),
         readonly_root_filesystem: input.readonly_root_filesystem.unwrap_or(false),
-        port_mappings: input.port_mappings.iter().flatten().map(port).collect::<Result<_, _>>()?,
+        port_mappings: input
+            .port_mappings
+            .iter()
+            .flatten()
+            .map(port)
+            .collect::<Result<_, _>>()?,
         stop_timeout_s: unsigned("stopTimeout", input.stop_timeout)?,
         start_timeout_s: unsigned("startTimeout", input.start_timeout)?,
-        ulimits: input.ulimits.iter().flatten().map(ulimit).collect::<Result<_, _>>()?,
+        ulimits: input
+            .ulimits
+            .iter()
+            .flatten()
+            .map(ulimit)
+            .collect::<Result<_, _>>()?,
         init_process_enabled: linux.init_process_enabled,
         capabilities_add: capabilities.add.unwrap_or_default(),
         capabilities_drop: capabilities.drop.unwrap_or_default(),

@@ -9,11 +9,19 @@ use crate::ecs::values::{name_values_json, put, seconds};
 pub(crate) fn definition(owner: &Owner, definition: &TaskDefinition) -> Value {
     let spec = &definition.spec;
     let mut shape = Map::new();
-    put(&mut shape, "taskDefinitionArn", Some(owner.definition(&definition.id)));
+    put(
+        &mut shape,
+        "taskDefinitionArn",
+        Some(owner.definition(&definition.id)),
+    );
     put(&mut shape, "family", Some(&definition.id.family));
     put(&mut shape, "revision", Some(definition.id.revision));
     put(&mut shape, "status", Some(status(definition.status)));
-    put(&mut shape, "containerDefinitions", Some(spec.containers.iter().map(container).collect::<Vec<_>>()));
+    put(
+        &mut shape,
+        "containerDefinitions",
+        Some(spec.containers.iter().map(container).collect::<Vec<_>>()),
+    );
     put(&mut shape, "cpu", Some(spec.cpu_units.to_string()));
     put(&mut shape, "memory", Some(spec.memory_mib.to_string()));
     put(&mut shape, "networkMode", spec.network_mode.as_ref());
@@ -21,21 +29,43 @@ pub(crate) fn definition(owner: &Owner, definition: &TaskDefinition) -> Value {
     put(&mut shape, "executionRoleArn", spec.execution_role_arn.as_ref());
     put(&mut shape, "volumes", Some(json!([])));
     put(&mut shape, "placementConstraints", Some(json!([])));
-    put(&mut shape, "requiresAttributes", Some(required_attributes(definition)));
+    put(
+        &mut shape,
+        "requiresAttributes",
+        Some(required_attributes(definition)),
+    );
     put(&mut shape, "compatibilities", Some(compatibilities(definition)));
     let asked = &spec.requires_compatibilities;
-    put(&mut shape, "requiresCompatibilities", (!asked.is_empty()).then_some(asked));
-    let storage = spec.ephemeral_storage_gib.map(|size| json!({ "sizeInGiB": size }));
+    put(
+        &mut shape,
+        "requiresCompatibilities",
+        (!asked.is_empty()).then_some(asked),
+    );
+    let storage = spec
+        .ephemeral_storage_gib
+        .map(|size| json!({ "sizeInGiB": size }));
     put(&mut shape, "ephemeralStorage", storage);
     if spec.operating_system_family.is_some() || spec.cpu_architecture.is_some() {
         let mut platform = Map::new();
-        put(&mut platform, "operatingSystemFamily", spec.operating_system_family.as_ref());
+        put(
+            &mut platform,
+            "operatingSystemFamily",
+            spec.operating_system_family.as_ref(),
+        );
         put(&mut platform, "cpuArchitecture", spec.cpu_architecture.as_ref());
         put(&mut shape, "runtimePlatform", Some(platform));
     }
-    put(&mut shape, "registeredAt", Some(seconds(definition.registered_at)));
+    put(
+        &mut shape,
+        "registeredAt",
+        Some(seconds(definition.registered_at)),
+    );
     put(&mut shape, "registeredBy", Some(&definition.registered_by));
-    put(&mut shape, "deregisteredAt", definition.deregistered_at.map(seconds));
+    put(
+        &mut shape,
+        "deregisteredAt",
+        definition.deregistered_at.map(seconds),
+    );
     Value::Object(shape)
 }
 
@@ -53,7 +83,11 @@ pub(crate) fn runs_on_fargate(definition: &TaskDefinition) -> bool {
 }
 
 fn compatibilities(definition: &TaskDefinition) -> Value {
-    if runs_on_fargate(definition) { json!(["EC2", "FARGATE"]) } else { json!(["EC2"]) }
+    if runs_on_fargate(definition) {
+        json!(["EC2", "FARGATE"])
+    } else {
+        json!(["EC2"])
+    }
 }
 
 /// What an agent would have to be able to do.
@@ -64,11 +98,18 @@ fn required_attributes(definition: &TaskDefinition) -> Value {
         ("com.amazonaws.ecs.capability.docker-remote-api.1.18", true),
         ("com.amazonaws.ecs.capability.docker-remote-api.1.19", logs),
         ("com.amazonaws.ecs.capability.logging-driver.awslogs", logs),
-        ("com.amazonaws.ecs.capability.task-iam-role", spec.task_role_arn.is_some()),
+        (
+            "com.amazonaws.ecs.capability.task-iam-role",
+            spec.task_role_arn.is_some(),
+        ),
         ("ecs.capability.execution-role-awslogs", logs),
         ("ecs.capability.task-eni", true),
     ];
-    wanted.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| json!({ "name": name })).collect()
+    wanted
+        .iter()
+        .filter(|(_, wanted)| *wanted)
+        .map(|(name, _)| json!({ "name": name }))
+        .collect()
 }
 
 fn container(container: &ContainerDefinition) -> Value {
@@ -81,24 +122,45 @@ fn container(container: &ContainerDefinition) -> Value {
     put(&mut shape, "essential", Some(container.essential));
     put(&mut shape, "entryPoint", container.entry_point.as_ref());
     put(&mut shape, "command", container.command.as_ref());
-    put(&mut shape, "environment", Some(name_values_json(&container.environment)));
+    put(
+        &mut shape,
+        "environment",
+        Some(name_values_json(&container.environment)),
+    );
     put(&mut shape, "mountPoints", Some(json!([])));
     put(&mut shape, "volumesFrom", Some(json!([])));
     put(&mut shape, "systemControls", Some(json!([])));
-    put(&mut shape, "workingDirectory", container.working_directory.as_ref());
+    put(
+        &mut shape,
+        "workingDirectory",
+        container.working_directory.as_ref(),
+    );
     put(&mut shape, "user", container.user.as_ref());
-    put(&mut shape, "readonlyRootFilesystem", container.readonly_root_filesystem.then_some(true));
-    put(&mut shape, "portMappings", Some(container.port_mappings.iter().map(port).collect::<Vec<_>>()));
+    put(
+        &mut shape,
+        "readonlyRootFilesystem",
+        container.readonly_root_filesystem.then_some(true),
+    );
+    put(
+        &mut shape,
+        "portMappings",
+        Some(container.port_mappings.iter().map(port).collect::<Vec<_>>()),
+    );
     put(&mut shape, "startTimeout", container.start_timeout_s);
     put(&mut shape, "stopTimeout", container.stop_timeout_s);
     if !container.ulimits.is_empty() {
-        let ulimits = container.ulimits.iter().map(
-            |limit| json!({ "name": limit.name, "softLimit": limit.soft, "hardLimit": limit.hard }),
-        );
+        let ulimits = container
+            .ulimits
+            .iter()
+            .map(|limit| json!({ "name": limit.name, "softLimit": limit.soft, "hardLimit": limit.hard }));
         put(&mut shape, "ulimits", Some(ulimits.collect::<Vec<_>>()));
     }
     put(&mut shape, "linuxParameters", linux_parameters(container));
-    put(&mut shape, "dockerLabels", (!container.docker_labels.is_empty()).then_some(&container.docker_labels));
+    put(
+        &mut shape,
+        "dockerLabels",
+        (!container.docker_labels.is_empty()).then_some(&container.docker_labels),
+    );
     let log = container.log.as_ref();
     let log = log.map(|log| json!({ "logDriver": "awslogs", "options": log.options, "secretOptions": [] }));
     put(&mut shape, "logConfiguration", log);

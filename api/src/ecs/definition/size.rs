@@ -17,7 +17,7 @@ pub(crate) fn exists(cpu_units: u32, memory_mib: u32) -> bool {
     let (smallest, its_memory) = SMALLEST;
     (cpu_units == smallest && its_memory.contains(&memory_mib))
         || TABLE.iter().any(|&(cpu, least, most, step)| {
-            cpu == cpu_units && (least..=most).contains(&memory_mib) && (memory_mib - least) % step == 0
+            cpu == cpu_units && (least..=most).contains(&memory_mib) && (memory_mib - least).is_multiple_of(step)
         })
 }
 
@@ -34,26 +34,37 @@ pub(crate) fn parse_memory(text: &str) -> Option<u32> {
 /// A whole number of the small unit, or a decimal one of the big unit, which is 1024 small ones.
 fn parse(text: &str, big_unit: &str) -> Option<u32> {
     let text = text.trim().to_ascii_lowercase();
-    let Some(number) = text.strip_suffix(big_unit) else { return digits(&text) };
+    let Some(number) = text.strip_suffix(big_unit) else {
+        return digits(&text);
+    };
     let number = number.trim_end();
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() {
         return None;
     }
     let whole = if whole.is_empty() { 0 } else { digits(whole)? };
     let fraction = if fraction.is_empty() { "0" } else { fraction };
     // 1024 is 2 to the tenth, so that a fraction which comes out whole has at most ten places.
-    let denominator = 10u64.checked_pow(u32::try_from(fraction.len()).ok()?).filter(|_| fraction.len() <= 10)?;
-    let small = fraction.bytes().all(|byte| byte.is_ascii_digit()).then(|| fraction.parse::<u64>().ok())??;
+    let denominator = 10u64
+        .checked_pow(u32::try_from(fraction.len()).ok()?)
+        .filter(|_| fraction.len() <= 10)?;
+    let small = fraction
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| fraction.parse::<u64>().ok())??;
     let small = small.checked_mul(1024)?;
-    if small % denominator != 0 {
+    if !small.is_multiple_of(denominator) {
         return None;
     }
-    whole.checked_mul(1024)?.checked_add(u32::try_from(small / denominator).ok()?)
+    whole
+        .checked_mul(1024)?
+        .checked_add(u32::try_from(small / denominator).ok()?)
 }
 
 fn digits(text: &str) -> Option<u32> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -75,9 +86,14 @@ mod tests {
 
     #[test]
     fn the_edges_of_the_table_are_where_they_should_be() {
-        for (cpu, memory) in
-            [(256, 512), (256, 2048), (512, 4096), (4096, 30720), (8192, 61440), (16384, 122_880)]
-        {
+        for (cpu, memory) in [
+            (256, 512),
+            (256, 2048),
+            (512, 4096),
+            (4096, 30720),
+            (8192, 61440),
+            (16384, 122_880),
+        ] {
             assert!(exists(cpu, memory), "{cpu} and {memory}");
         }
         for (cpu, memory) in [
@@ -103,7 +119,19 @@ mod tests {
         assert_eq!(parse_memory("2GB"), Some(2048));
         assert_eq!(parse_memory("0.5 GB"), Some(512));
         assert_eq!(parse_memory("1. gb"), Some(1024));
-        for bad in ["", "vcpu", ".vcpu", "-1", "+1", "1e3", "1.5", "0.1 vcpu", "1 2 vcpu", "4294967296", "99999999 vcpu"] {
+        for bad in [
+            "",
+            "vcpu",
+            ".vcpu",
+            "-1",
+            "+1",
+            "1e3",
+            "1.5",
+            "0.1 vcpu",
+            "1 2 vcpu",
+            "4294967296",
+            "99999999 vcpu",
+        ] {
             assert_eq!(parse_cpu(bad), None, "{bad:?}");
         }
     }

@@ -24,7 +24,9 @@ pub(crate) fn errors(input: &RegisterTaskDefinition, region: &str) -> Vec<String
         errors.push("Container list cannot be empty.".to_owned());
     }
     if containers.len() > MAX_CONTAINERS {
-        errors.push(format!("Task definition cannot have more than {MAX_CONTAINERS} containers."));
+        errors.push(format!(
+            "Task definition cannot have more than {MAX_CONTAINERS} containers."
+        ));
         // What follows is said once for each container.
         return errors;
     }
@@ -51,7 +53,9 @@ fn family(family: &str, errors: &mut Vec<String>) {
     if family.is_empty() {
         errors.push("Family name should not be null or empty.".to_owned());
     } else if family.len() > MAX_NAME_CHARS {
-        errors.push(format!("Family name cannot be longer than {MAX_NAME_CHARS} characters."));
+        errors.push(format!(
+            "Family name cannot be longer than {MAX_NAME_CHARS} characters."
+        ));
     } else if !is_name(family) {
         errors.push("Family contains invalid characters.".to_owned());
     }
@@ -110,7 +114,9 @@ pub(crate) fn pair(cpu: u32, memory: u32, errors: &mut Vec<String>) -> bool {
 fn compatibilities(input: &RegisterTaskDefinition, errors: &mut Vec<String>) {
     for compatibility in input.requires_compatibilities.as_deref().unwrap_or_default() {
         if !COMPATIBILITIES.contains(&compatibility.as_str()) {
-            errors.push(format!("Invalid compatibility '{compatibility}'. Must be one of {COMPATIBILITIES:?}."));
+            errors.push(format!(
+                "Invalid compatibility '{compatibility}'. Must be one of {COMPATIBILITIES:?}."
+            ));
         }
     }
     let platform = input.runtime_platform.clone().unwrap_or_default();
@@ -149,10 +155,18 @@ fn task_level_members(input: &RegisterTaskDefinition, errors: &mut Vec<String>) 
         )),
     }
     let volumes = input.volumes.as_deref().unwrap_or_default();
-    if volumes.iter().any(|volume| volume.host.as_ref().is_some_and(|host| host.source_path.is_some())) {
+    if volumes.iter().any(|volume| {
+        volume
+            .host
+            .as_ref()
+            .is_some_and(|host| host.source_path.is_some())
+    }) {
         errors.push(not_on_fargate("sourcePath"));
     }
-    if volumes.iter().any(|volume| !says_nothing(&volume.docker_volume_configuration)) {
+    if volumes
+        .iter()
+        .any(|volume| !says_nothing(&volume.docker_volume_configuration))
+    {
         errors.push(not_on_fargate("dockerVolumeConfiguration"));
     }
     if !volumes.is_empty() {
@@ -170,21 +184,33 @@ fn task_level_members(input: &RegisterTaskDefinition, errors: &mut Vec<String>) 
 
 /// What the containers must be taken together.
 fn together(containers: &[ContainerShape], size: Option<(u32, u32)>, errors: &mut Vec<String>) {
-    let names: Vec<&str> = containers.iter().filter_map(|container| container.name.as_deref()).collect();
+    let names: Vec<&str> = containers
+        .iter()
+        .filter_map(|container| container.name.as_deref())
+        .collect();
     if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
         errors.push("Container names must be unique within a task definition".to_owned());
     }
-    if !containers.is_empty() && !containers.iter().any(|container| container.essential.unwrap_or(true)) {
+    if !containers.is_empty()
+        && !containers
+            .iter()
+            .any(|container| container.essential.unwrap_or(true))
+    {
         errors.push("Task definition doesn't have any essential container".to_owned());
     }
-    let sum: i64 = containers.iter().map(|container| i64::from(container.cpu.unwrap_or(0))).sum();
+    let sum: i64 = containers
+        .iter()
+        .map(|container| i64::from(container.cpu.unwrap_or(0)))
+        .sum();
     if size.is_some_and(|(cpu, _)| sum > i64::from(cpu)) {
         errors.push(
-            "The sum of all container 'cpu' values cannot be greater than the value of the task 'cpu'.".to_owned(),
+            "The sum of all container 'cpu' values cannot be greater than the value of the task 'cpu'."
+                .to_owned(),
         );
     }
     if containers.len() > 1 {
-        errors.push("Berth does not support more than one container in 'containerDefinitions' yet.".to_owned());
+        errors
+            .push("Berth does not support more than one container in 'containerDefinitions' yet.".to_owned());
     }
 }
 

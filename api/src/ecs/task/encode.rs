@@ -19,14 +19,26 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
     let mut shape = Map::new();
     put(&mut shape, "taskArn", Some(owner.task(&task.cluster, &task.id)));
     put(&mut shape, "clusterArn", Some(owner.cluster(&task.cluster)));
-    put(&mut shape, "taskDefinitionArn", Some(owner.definition(&task.definition)));
+    put(
+        &mut shape,
+        "taskDefinitionArn",
+        Some(owner.definition(&task.definition)),
+    );
     put(&mut shape, "attachments", Some([attachment(owner, task)]));
     let architecture = json!([{ "name": "ecs.cpu-architecture", "value": "x86_64" }]);
     put(&mut shape, "attributes", Some(architecture));
     put(&mut shape, "availabilityZone", zones.get(&task.eni.subnet_id));
-    put(&mut shape, "connectivity", task.connectivity_at.map(|_| "CONNECTED"));
+    put(
+        &mut shape,
+        "connectivity",
+        task.connectivity_at.map(|_| "CONNECTED"),
+    );
     put(&mut shape, "connectivityAt", task.connectivity_at.map(seconds));
-    let containers = task.containers.iter().map(|it| container(owner, task, it)).collect::<Vec<_>>();
+    let containers = task
+        .containers
+        .iter()
+        .map(|it| container(owner, task, it))
+        .collect::<Vec<_>>();
     put(&mut shape, "containers", Some(containers));
     put(&mut shape, "cpu", Some(task.cpu_units.to_string()));
     put(&mut shape, "memory", Some(task.memory_mib.to_string()));
@@ -36,7 +48,11 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
         DesiredStatus::Stopped => "STOPPED",
     };
     put(&mut shape, "desiredStatus", Some(desired));
-    put(&mut shape, "enableExecuteCommand", Some(task.enable_execute_command));
+    put(
+        &mut shape,
+        "enableExecuteCommand",
+        Some(task.enable_execute_command),
+    );
     put(&mut shape, "group", Some(&task.group));
     put(&mut shape, "healthStatus", Some("UNKNOWN"));
     put(&mut shape, "lastStatus", Some(task.status.as_str()));
@@ -49,11 +65,31 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
     put(&mut shape, "startedAt", task.started_at.map(seconds));
     put(&mut shape, "startedBy", task.started_by.as_ref());
     put(&mut shape, "stoppingAt", task.stopping_at.map(seconds));
-    put(&mut shape, "executionStoppedAt", task.execution_stopped_at.map(seconds));
+    put(
+        &mut shape,
+        "executionStoppedAt",
+        task.execution_stopped_at.map(seconds),
+    );
     put(&mut shape, "stoppedAt", task.stopped_at.map(seconds));
-    put(&mut shape, "stopCode", task.stop.as_ref().map(|stop| stop.code.as_str()));
-    put(&mut shape, "stoppedReason", task.stop.as_ref().map(|stop| &stop.reason));
-    put(&mut shape, "tags", Some(if with_tags { tags_json(&task.tags) } else { json!([]) }));
+    put(
+        &mut shape,
+        "stopCode",
+        task.stop.as_ref().map(|stop| stop.code.as_str()),
+    );
+    put(
+        &mut shape,
+        "stoppedReason",
+        task.stop.as_ref().map(|stop| &stop.reason),
+    );
+    put(
+        &mut shape,
+        "tags",
+        Some(if with_tags {
+            tags_json(&task.tags)
+        } else {
+            json!([])
+        }),
+    );
     put(&mut shape, "version", Some(task.version));
     let storage = json!({ "sizeInGiB": task.ephemeral_storage_gib });
     put(&mut shape, "ephemeralStorage", Some(&storage));
@@ -76,20 +112,33 @@ fn attachment(owner: &Owner, task: &Task) -> Value {
         ("privateDnsName", private_dns_name(&owner.region, eni)),
         ("privateIPv4Address", eni.address.to_string()),
     ];
-    let details: Vec<Value> =
-        details.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+    let details: Vec<Value> = details
+        .iter()
+        .map(|(name, value)| json!({ "name": name, "value": value }))
+        .collect();
     json!({ "id": eni.attachment_id, "type": "ElasticNetworkInterface", "status": status, "details": details })
 }
 
 /// EC2's name of an address: the oldest region has a domain of its own.
 fn private_dns_name(region: &str, eni: &Eni) -> String {
-    let domain = if region == "us-east-1" { "ec2".to_owned() } else { format!("{region}.compute") };
-    format!("ip-{}.{domain}.internal", eni.address.to_string().replace('.', "-"))
+    let domain = if region == "us-east-1" {
+        "ec2".to_owned()
+    } else {
+        format!("{region}.compute")
+    };
+    format!(
+        "ip-{}.{domain}.internal",
+        eni.address.to_string().replace('.', "-")
+    )
 }
 
 fn container(owner: &Owner, task: &Task, container: &Container) -> Value {
     let mut shape = Map::new();
-    put(&mut shape, "containerArn", Some(owner.container(&task.cluster, &task.id, &container.name)));
+    put(
+        &mut shape,
+        "containerArn",
+        Some(owner.container(&task.cluster, &task.id, &container.name)),
+    );
     put(&mut shape, "taskArn", Some(owner.task(&task.cluster, &task.id)));
     put(&mut shape, "name", Some(&container.name));
     put(&mut shape, "image", Some(&container.image));
@@ -109,15 +158,29 @@ fn container(owner: &Owner, task: &Task, container: &Container) -> Value {
     put(&mut shape, "networkInterfaces", Some([interface]));
     put(&mut shape, "healthStatus", Some("UNKNOWN"));
     put(&mut shape, "cpu", Some(container.cpu.to_string()));
-    put(&mut shape, "memory", container.memory_mib.map(|memory| memory.to_string()));
-    put(&mut shape, "memoryReservation", container.memory_reservation_mib.map(|memory| memory.to_string()));
+    put(
+        &mut shape,
+        "memory",
+        container.memory_mib.map(|memory| memory.to_string()),
+    );
+    put(
+        &mut shape,
+        "memoryReservation",
+        container.memory_reservation_mib.map(|memory| memory.to_string()),
+    );
     Value::Object(shape)
 }
 
 /// As given, but each container of the task is named, as AWS does.
 fn overrides(task: &Task) -> Value {
-    let Overrides { cpu_units, memory_mib, ephemeral_storage_gib, execution_role_arn, task_role_arn, containers } =
-        &task.overrides;
+    let Overrides {
+        cpu_units,
+        memory_mib,
+        ephemeral_storage_gib,
+        execution_role_arn,
+        task_role_arn,
+        containers,
+    } = &task.overrides;
     let named = task.containers.iter().map(|container| {
         let given = containers.iter().find(|given| given.name == container.name);
         given.map_or_else(|| json!({ "name": container.name }), container_override)
@@ -127,7 +190,11 @@ fn overrides(task: &Task) -> Value {
     put(&mut shape, "inferenceAcceleratorOverrides", Some(json!([])));
     put(&mut shape, "cpu", cpu_units.map(|cpu| cpu.to_string()));
     put(&mut shape, "memory", memory_mib.map(|memory| memory.to_string()));
-    put(&mut shape, "ephemeralStorage", ephemeral_storage_gib.map(|size| json!({ "sizeInGiB": size })));
+    put(
+        &mut shape,
+        "ephemeralStorage",
+        ephemeral_storage_gib.map(|size| json!({ "sizeInGiB": size })),
+    );
     put(&mut shape, "executionRoleArn", execution_role_arn.as_ref());
     put(&mut shape, "taskRoleArn", task_role_arn.as_ref());
     Value::Object(shape)
@@ -138,7 +205,11 @@ fn container_override(given: &ContainerOverride) -> Value {
     put(&mut shape, "name", Some(&given.name));
     put(&mut shape, "command", given.command.as_ref());
     let environment = &given.environment;
-    put(&mut shape, "environment", (!environment.is_empty()).then(|| name_values_json(environment)));
+    put(
+        &mut shape,
+        "environment",
+        (!environment.is_empty()).then(|| name_values_json(environment)),
+    );
     put(&mut shape, "cpu", given.cpu);
     put(&mut shape, "memory", given.memory_mib);
     put(&mut shape, "memoryReservation", given.memory_reservation_mib);

@@ -28,11 +28,16 @@ pub(super) async fn stop(app: &App, input: shapes::StopTask) -> Result<Value, Ap
     let reason = input.reason.filter(|reason| !reason.is_empty());
     let reason = reason.unwrap_or_else(|| "Task stopped by user".to_owned());
     if reason.chars().count() > MAX_REASON_CHARS {
-        return Err(ApiError::InvalidParameter(format!("reason must have at most {MAX_REASON_CHARS} characters.")));
+        return Err(ApiError::InvalidParameter(format!(
+            "reason must have at most {MAX_REASON_CHARS} characters."
+        )));
     }
     let task = find(app, &cluster, &input.task.unwrap_or_default()).await?;
     let task = task.ok_or_else(|| ApiError::InvalidParameter(NOT_FOUND.to_owned()))?;
-    let stopped = app.runtime.stop_task(&task.id, StopCode::UserInitiated, &reason).await;
+    let stopped = app
+        .runtime
+        .stop_task(&task.id, StopCode::UserInitiated, &reason)
+        .await;
     let stopped = stopped.map_err(|error| match error {
         RuntimeError::TaskNotFound(_) => ApiError::InvalidParameter(NOT_FOUND.to_owned()),
         error => unexpected(&error),
@@ -46,7 +51,9 @@ pub(super) async fn describe(app: &App, input: shapes::DescribeTasks) -> Result<
         return Err(ApiError::InvalidParameter("Tasks cannot be empty.".to_owned()));
     }
     if asked.len() > MAX_RESULTS {
-        return Err(ApiError::InvalidParameter(format!("Tasks cannot have more than {MAX_RESULTS} elements.")));
+        return Err(ApiError::InvalidParameter(format!(
+            "Tasks cannot have more than {MAX_RESULTS} elements."
+        )));
     }
     let cluster = cluster::active(app, input.cluster.as_deref()).await?;
     let zones = zones(app).await?;
@@ -58,7 +65,10 @@ pub(super) async fn describe(app: &App, input: shapes::DescribeTasks) -> Result<
             Some(task) => found.push(encode::task(&app.owner, &zones, &task, with_tags)),
             None => {
                 let id = name.rsplit('/').next().unwrap_or_default();
-                let arn = format!("{}/{id}", app.owner.cluster(&cluster).replacen(":cluster/", ":task/", 1));
+                let arn = format!(
+                    "{}/{id}",
+                    app.owner.cluster(&cluster).replacen(":cluster/", ":task/", 1)
+                );
                 failures.push(json!({ "arn": arn, "reason": "MISSING" }));
             }
         }
@@ -68,11 +78,22 @@ pub(super) async fn describe(app: &App, input: shapes::DescribeTasks) -> Result<
 
 pub(super) async fn list(app: &App, input: shapes::ListTasks) -> Result<Value, ApiError> {
     for (member, value, known) in [
-        ("desiredStatus", &input.desired_status, ["RUNNING", "PENDING", "STOPPED", ""].as_slice()),
-        ("launchType", &input.launch_type, &["EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES"]),
+        (
+            "desiredStatus",
+            &input.desired_status,
+            ["RUNNING", "PENDING", "STOPPED", ""].as_slice(),
+        ),
+        (
+            "launchType",
+            &input.launch_type,
+            &["EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES"],
+        ),
     ] {
         if value.as_deref().is_some_and(|value| !known.contains(&value)) {
-            return Err(ApiError::InvalidParameter(format!("{member} must be one of {}.", known.join(" "))));
+            return Err(ApiError::InvalidParameter(format!(
+                "{member} must be one of {}.",
+                known.join(" ")
+            )));
         }
     }
     let cluster = cluster::active(app, input.cluster.as_deref()).await?;
@@ -91,14 +112,26 @@ pub(super) async fn list(app: &App, input: shapes::ListTasks) -> Result<Value, A
     // Newest first.
     let key = |task: &Task| format!("{:020} {}", task.created_at.0, task.id);
     let token = input.next_token.as_deref();
-    let (tasks, next) = page(tasks, key, Order::Descending, &question, token, limit(input.max_results)?)?;
-    let arns = tasks.iter().map(|task| app.owner.task(&task.cluster, &task.id)).collect();
+    let (tasks, next) = page(
+        tasks,
+        key,
+        Order::Descending,
+        &question,
+        token,
+        limit(input.max_results)?,
+    )?;
+    let arns = tasks
+        .iter()
+        .map(|task| app.owner.task(&task.cluster, &task.id))
+        .collect();
     Ok(listed("taskArns", arns, next))
 }
 
 /// StartTask places tasks on container instances, of which there are none.
 pub(super) fn start() -> Result<Value, ApiError> {
-    Err(ApiError::InvalidParameter("No Container Instances were found in your cluster.".to_owned()))
+    Err(ApiError::InvalidParameter(
+        "No Container Instances were found in your cluster.".to_owned(),
+    ))
 }
 
 /// Accepts the one capacity provider there is.
@@ -107,7 +140,8 @@ pub(super) fn capacity_provider(name: &str) -> Result<(), ApiError> {
         "FARGATE" => Ok(()),
         "FARGATE_SPOT" => Err(ApiError::Client(unsupported_value("capacityProvider", name))),
         _ => Err(ApiError::InvalidParameter(
-            "The specified capacity provider was not found. Specify a valid name or ARN and try again.".to_owned(),
+            "The specified capacity provider was not found. Specify a valid name or ARN and try again."
+                .to_owned(),
         )),
     }
 }
@@ -121,9 +155,18 @@ fn wanted(input: &shapes::ListTasks, task: &Task) -> bool {
         Some(_) => false,
     };
     desired
-        && input.family.as_deref().is_none_or(|family| family == task.definition.family)
-        && input.started_by.as_deref().is_none_or(|by| task.started_by.as_deref() == Some(by))
-        && input.launch_type.as_deref().is_none_or(|launch_type| launch_type == "FARGATE")
+        && input
+            .family
+            .as_deref()
+            .is_none_or(|family| family == task.definition.family)
+        && input
+            .started_by
+            .as_deref()
+            .is_none_or(|by| task.started_by.as_deref() == Some(by))
+        && input
+            .launch_type
+            .as_deref()
+            .is_none_or(|launch_type| launch_type == "FARGATE")
         && input.service_name.is_none()
         && input.container_instance.is_none()
         && input.daemon_name.is_none()
@@ -147,5 +190,8 @@ async fn find(app: &App, cluster: &str, name: &str) -> Result<Option<Task>, ApiE
 
 pub(crate) async fn zones(app: &App) -> Result<Zones, ApiError> {
     let subnets = app.runtime.subnets().await.map_err(|error| unexpected(&error))?;
-    Ok(subnets.into_iter().map(|subnet| (subnet.id, subnet.availability_zone)).collect())
+    Ok(subnets
+        .into_iter()
+        .map(|subnet| (subnet.id, subnet.availability_zone))
+        .collect())
 }

@@ -11,9 +11,7 @@ use crate::decode::says_nothing;
 use crate::ecs::definition::encode::runs_on_fargate;
 use crate::ecs::definition::size::{parse_cpu, parse_memory};
 use crate::ecs::definition::{environment_errors, validate};
-use crate::ecs::shapes::{
-    AwsVpcConfiguration, ContainerOverrideShape, RunTaskShape, TagShape, TaskOverride,
-};
+use crate::ecs::shapes::{AwsVpcConfiguration, ContainerOverrideShape, RunTaskShape, TagShape, TaskOverride};
 use crate::ecs::values::{name_values, tags, unsigned};
 use crate::error::ApiError;
 
@@ -60,8 +58,14 @@ pub(super) fn precheck(input: &RunTaskShape, owner: &Owner) -> Result<Definition
     if !says_nothing(&input.placement_strategy) {
         return refuse("Placement strategies are not supported with FARGATE launch type.");
     }
-    if input.platform_version.as_deref().is_some_and(|version| !PLATFORM_VERSIONS.contains(&version)) {
-        return Err(ApiError::PlatformUnknown("The specified platform does not exist.".to_owned()));
+    if input
+        .platform_version
+        .as_deref()
+        .is_some_and(|version| !PLATFORM_VERSIONS.contains(&version))
+    {
+        return Err(ApiError::PlatformUnknown(
+            "The specified platform does not exist.".to_owned(),
+        ));
     }
     if !says_nothing(&input.volume_configurations) {
         return Err(ApiError::Client(validate::unsupported("volumeConfigurations")));
@@ -71,7 +75,11 @@ pub(super) fn precheck(input: &RunTaskShape, owner: &Owner) -> Result<Definition
     }
     bounded("startedBy", input.started_by.as_deref(), MAX_STARTED_BY_CHARS)?;
     bounded("group", input.group.as_deref(), MAX_GROUP_CHARS)?;
-    bounded("clientToken", input.client_token.as_deref(), MAX_CLIENT_TOKEN_CHARS)?;
+    bounded(
+        "clientToken",
+        input.client_token.as_deref(),
+        MAX_CLIENT_TOKEN_CHARS,
+    )?;
     match input.task_definition.as_deref() {
         None | Some("") => Err(ApiError::Client("TaskDefinition can not be blank.".to_owned())),
         Some(name) => owner.parse_definition(name),
@@ -81,7 +89,9 @@ pub(super) fn precheck(input: &RunTaskShape, owner: &Owner) -> Result<Definition
 fn bounded(member: &str, text: Option<&str>, most: usize) -> Result<(), ApiError> {
     let text = text.unwrap_or_default();
     if text.chars().count() > most || text.chars().any(char::is_control) {
-        return Err(ApiError::InvalidParameter(format!("{member} must have at most {most} printable characters.")));
+        return Err(ApiError::InvalidParameter(format!(
+            "{member} must have at most {most} printable characters."
+        )));
     }
     Ok(())
 }
@@ -101,8 +111,16 @@ pub(super) fn network(input: &RunTaskShape, definition: &TaskDefinition) -> Resu
     if !runs_on_fargate(definition) {
         return refuse("Task definition does not support launch_type FARGATE.");
     }
-    let configuration = input.network_configuration.as_ref().and_then(|it| it.awsvpc_configuration.clone());
-    let Some(AwsVpcConfiguration { subnets, security_groups, assign_public_ip }) = configuration else {
+    let configuration = input
+        .network_configuration
+        .as_ref()
+        .and_then(|it| it.awsvpc_configuration.clone());
+    let Some(AwsVpcConfiguration {
+        subnets,
+        security_groups,
+        assign_public_ip,
+    }) = configuration
+    else {
         return refuse("Network Configuration must be provided when networkMode 'awsvpc' is specified.");
     };
     let (subnets, security_groups) = (subnets.unwrap_or_default(), security_groups.unwrap_or_default());
@@ -120,28 +138,48 @@ pub(super) fn network(input: &RunTaskShape, definition: &TaskDefinition) -> Resu
         Some("ENABLED") => true,
         Some(_) => return refuse("assignPublicIp must be ENABLED or DISABLED."),
     };
-    Ok(Network { subnets, security_groups, internet })
+    Ok(Network {
+        subnets,
+        security_groups,
+        internet,
+    })
 }
 
 /// Overrides that fit the definition.
-pub(super) fn overrides(input: Option<&TaskOverride>, definition: &TaskDefinition) -> Result<Overrides, ApiError> {
-    let Some(input) = input else { return Ok(Overrides::default()) };
+pub(super) fn overrides(
+    input: Option<&TaskOverride>,
+    definition: &TaskDefinition,
+) -> Result<Overrides, ApiError> {
+    let Some(input) = input else {
+        return Ok(Overrides::default());
+    };
     if !says_nothing(&input.inference_accelerator_overrides) {
-        return Err(ApiError::Client(validate::unsupported("inferenceAcceleratorOverrides")));
+        return Err(ApiError::Client(validate::unsupported(
+            "inferenceAcceleratorOverrides",
+        )));
     }
     let mut errors = Vec::new();
     validate::ephemeral_storage(input.ephemeral_storage.as_ref(), &mut errors);
     let size = |text: &Option<String>, member: &str, parse: fn(&str) -> Option<u32>| {
         let invalid = || ApiError::Client(format!("Invalid '{member}' setting for task."));
-        text.as_deref().filter(|text| !text.is_empty()).map(|text| parse(text).ok_or_else(invalid)).transpose()
+        text.as_deref()
+            .filter(|text| !text.is_empty())
+            .map(|text| parse(text).ok_or_else(invalid))
+            .transpose()
     };
     let cpu_units = size(&input.cpu, "cpu", parse_cpu)?;
     let memory_mib = size(&input.memory, "memory", parse_memory)?;
-    let (cpu, memory) =
-        (cpu_units.unwrap_or(definition.spec.cpu_units), memory_mib.unwrap_or(definition.spec.memory_mib));
+    let (cpu, memory) = (
+        cpu_units.unwrap_or(definition.spec.cpu_units),
+        memory_mib.unwrap_or(definition.spec.memory_mib),
+    );
     validate::pair(cpu, memory, &mut errors);
-    let containers: Vec<ContainerOverride> =
-        input.container_overrides.iter().flatten().map(container).collect::<Result<_, _>>()?;
+    let containers: Vec<ContainerOverride> = input
+        .container_overrides
+        .iter()
+        .flatten()
+        .map(container)
+        .collect::<Result<_, _>>()?;
     for container in &containers {
         of_the_definition(container, definition, memory, &mut errors);
     }
@@ -156,7 +194,10 @@ pub(super) fn overrides(input: Option<&TaskOverride>, definition: &TaskDefinitio
         memory_mib,
         ephemeral_storage_gib: unsigned(
             "ephemeralStorage",
-            input.ephemeral_storage.as_ref().and_then(|storage| storage.size_in_gib),
+            input
+                .ephemeral_storage
+                .as_ref()
+                .and_then(|storage| storage.size_in_gib),
         )?,
         execution_role_arn: input.execution_role_arn.clone(),
         task_role_arn: input.task_role_arn.clone(),
@@ -181,7 +222,9 @@ fn container(input: &ContainerOverrideShape) -> Result<ContainerOverride, ApiErr
         }
     }
     if input.command.iter().flatten().any(|word| word.contains('\0')) {
-        return Err(ApiError::InvalidParameter("command contains invalid characters.".to_owned()));
+        return Err(ApiError::InvalidParameter(
+            "command contains invalid characters.".to_owned(),
+        ));
     }
     Ok(ContainerOverride {
         name: input.name.clone().unwrap_or_default(),
@@ -202,13 +245,18 @@ fn of_the_definition(
     let name = &container.name;
     if !definition.spec.containers.iter().any(|known| known.name == *name) {
         let name: String = name.chars().take(MAX_GROUP_CHARS).collect();
-        errors.push(format!("Override for container named {name} is not a container in the TaskDefinition."));
+        errors.push(format!(
+            "Override for container named {name} is not a container in the TaskDefinition."
+        ));
     }
-    for (member, value) in
-        [("memory", container.memory_mib), ("memoryReservation", container.memory_reservation_mib)]
-    {
+    for (member, value) in [
+        ("memory", container.memory_mib),
+        ("memoryReservation", container.memory_reservation_mib),
+    ] {
         if value.is_some_and(|value| value > task_memory_mib) {
-            errors.push(format!("The '{member}' setting for container '{name}' is greater than for the task"));
+            errors.push(format!(
+                "The '{member}' setting for container '{name}' is greater than for the task"
+            ));
         }
     }
 }
@@ -230,7 +278,10 @@ pub(super) fn task_tags(
             }
             let shapes: Vec<TagShape> = all
                 .iter()
-                .map(|tag| TagShape { key: Some(tag.key.clone()), value: Some(tag.value.clone()) })
+                .map(|tag| TagShape {
+                    key: Some(tag.key.clone()),
+                    value: Some(tag.value.clone()),
+                })
                 .collect();
             all = tags(Some(&shapes))?;
         }
@@ -241,14 +292,19 @@ pub(super) fn task_tags(
         }
     }
     if input.enable_ecs_managed_tags == Some(true) {
-        all.push(Tag { key: "aws:ecs:clusterName".to_owned(), value: cluster.to_owned() });
+        all.push(Tag {
+            key: "aws:ecs:clusterName".to_owned(),
+            value: cluster.to_owned(),
+        });
     }
     Ok(all)
 }
 
 /// The token, and a digest of everything else that was asked; the order of members does not matter.
 pub(super) fn client_token(token: Option<&str>, body: &[u8]) -> Result<Option<(String, String)>, ApiError> {
-    let Some(token) = token.filter(|token| !token.is_empty()) else { return Ok(None) };
+    let Some(token) = token.filter(|token| !token.is_empty()) else {
+        return Ok(None);
+    };
     let mut request: Value = crate::decode::shape(body)?;
     if let Some(members) = request.as_object_mut() {
         members.remove("clientToken");

@@ -22,7 +22,10 @@ pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> 
     let run = RunTask {
         subnet_id: Some(roomiest(app, &network.subnets).await?),
         definition: definition.id,
-        count: input.count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
+        count: input
+            .count
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(1),
         overrides,
         security_groups: network.security_groups,
         internet: network.internet,
@@ -36,12 +39,15 @@ pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> 
     match app.runtime.run_task(run).await {
         Ok(tasks) => {
             let zones = super::zones(app).await?;
-            let tasks: Vec<Value> =
-                tasks.iter().map(|task| encode::task(&app.owner, &zones, task, true)).collect();
+            let tasks: Vec<Value> = tasks
+                .iter()
+                .map(|task| encode::task(&app.owner, &zones, task, true))
+                .collect();
             Ok(json!({ "tasks": tasks, "failures": [] }))
         }
         Err(RuntimeError::Capacity(resource)) => {
-            let failure = json!({ "arn": app.owner.cluster(&cluster), "reason": format!("RESOURCE:{resource}") });
+            let failure =
+                json!({ "arn": app.owner.cluster(&cluster), "reason": format!("RESOURCE:{resource}") });
             Ok(json!({ "tasks": [], "failures": [failure] }))
         }
         Err(error) => Err(refusal(&app.owner, error)),
@@ -58,7 +64,11 @@ async fn roomiest(app: &App, subnets: &[String]) -> Result<String, ApiError> {
         }
         let free = match subnets {
             [_] => 0,
-            _ => app.runtime.available_addresses(id).await.map_err(|error| unexpected(&error))?,
+            _ => app
+                .runtime
+                .available_addresses(id)
+                .await
+                .map_err(|error| unexpected(&error))?,
         };
         if best.is_none_or(|(most, _)| free > most) {
             best = Some((free, id));
@@ -73,13 +83,17 @@ pub(super) fn refusal(owner: &Owner, error: RuntimeError) -> ApiError {
     let id = |id: &str| id.chars().take(100).collect::<String>();
     ApiError::InvalidParameter(match error {
         RuntimeError::ClusterNotFound(_) => return ApiError::ClusterNotFound,
-        RuntimeError::DefinitionNotFound(_) => return ApiError::Client("TaskDefinition not found.".to_owned()),
+        RuntimeError::DefinitionNotFound(_) => {
+            return ApiError::Client("TaskDefinition not found.".to_owned());
+        }
         RuntimeError::DefinitionInactive(_) => {
             return ApiError::Client("TaskDefinition is inactive".to_owned());
         }
         RuntimeError::TokenConflict(tasks) => {
             let arn = |task: &Task| owner.task(&task.cluster, &task.id);
-            return ApiError::Conflict { resource_ids: tasks.iter().map(arn).collect() };
+            return ApiError::Conflict {
+                resource_ids: tasks.iter().map(arn).collect(),
+            };
         }
         RuntimeError::SubnetNotFound(subnet) => {
             let subnet = id(&subnet);
@@ -96,10 +110,17 @@ pub(super) fn refusal(owner: &Owner, error: RuntimeError) -> ApiError {
             )
         }
         RuntimeError::SecurityGroupElsewhere { group, subnet } => {
-            format!("Security group {} and subnet {} belong to different networks.", id(&group), id(&subnet))
+            format!(
+                "Security group {} and subnet {} belong to different networks.",
+                id(&group),
+                id(&subnet)
+            )
         }
         RuntimeError::ContainerNotFound(name) => {
-            format!("Override for container named {} is not a container in the TaskDefinition.", id(&name))
+            format!(
+                "Override for container named {} is not a container in the TaskDefinition.",
+                id(&name)
+            )
         }
         error => return unexpected(&error),
     })

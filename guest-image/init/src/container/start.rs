@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -58,8 +59,9 @@ impl Surroundings {
     pub(crate) fn new(hostname: &str, network: Option<&NetworkSpec>) -> Self {
         let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         let mut resolv = String::new();
+        let address = network.map_or(Ipv4Addr::LOCALHOST, |network| network.address);
+        hosts.push_str(&format!("{address}\t{hostname}\n"));
         if let Some(network) = network {
-            hosts.push_str(&format!("{}\t{hostname}\n", network.address));
             if !network.search_domains.is_empty() {
                 resolv.push_str(&format!("search {}\n", network.search_domains.join(" ")));
             }
@@ -143,8 +145,6 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[test]

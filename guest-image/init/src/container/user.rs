@@ -1,17 +1,19 @@
 //! Who a container's program runs as: `user[:group]` resolved with the image's own, hostile, passwd and group files.
 
 use std::fmt;
+use std::iter::once;
 
 /// Identifiers above this are refused, as container engines do.
 const MAX_ID: u32 = i32::MAX as u32;
-/// `NGROUPS_MAX`
-const MAX_GROUPS: usize = 65_536;
+/// One less than `NGROUPS_MAX`: the primary group takes a place.
+const MAX_GROUPS: usize = 65_535;
 
 /// What setresuid(2), setresgid(2) and setgroups(2) get, and the home directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// The primary group first.
     pub(crate) groups: Vec<u32>,
     /// Empty entries of passwd and users without one get `/`.
     pub(crate) home: String,
@@ -72,12 +74,17 @@ pub(crate) fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Identity,
         (None, Some(uid)) => (uid, 0),
         (None, None) => return Err(UserError::NoUser(user.to_owned())),
     };
-    let (gid, groups) = if wanted_group.is_empty() {
+    let (gid, others) = if wanted_group.is_empty() {
         let name = entry.as_ref().map(|entry| entry.name);
         (default_gid, supplementary(name, group, user)?)
     } else {
         (find_group(wanted_group, group)?, Vec::new())
     };
+    // The primary group is listed too: else a program that changes its group would escape rights that are denied to
+    // that group (CVE-2022-36109).
+    let groups = once(gid)
+        .chain(others.into_iter().filter(|other| *other != gid))
+        .collect();
     let home = entry
         .map(|entry| entry.home)
         .filter(|home| !home.is_empty())

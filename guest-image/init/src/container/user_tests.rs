@@ -26,42 +26,42 @@ fn identity(uid: u32, gid: u32, groups: &[u32], home: &str) -> Result<Identity, 
 fn names_take_group_supplementary_groups_and_home_from_the_files() {
     assert_eq!(
         resolve("www", PASSWD, GROUP),
-        identity(33, 34, &[40, 41], "/var/www")
+        identity(33, 34, &[34, 40, 41], "/var/www")
     );
     assert_eq!(
         resolve("33", PASSWD, GROUP),
-        identity(33, 34, &[40, 41], "/var/www")
+        identity(33, 34, &[34, 40, 41], "/var/www")
     );
-    assert_eq!(resolve("bare", PASSWD, GROUP), identity(50, 51, &[40], "/"));
+    assert_eq!(resolve("bare", PASSWD, GROUP), identity(50, 51, &[51, 40], "/"));
 }
 
 #[test]
 fn nothing_is_root_even_without_files() {
     assert_eq!(resolve("", PASSWD, GROUP), identity(0, 0, &[0], "/root"));
-    assert_eq!(resolve("", "", ""), identity(0, 0, &[], "/"));
+    assert_eq!(resolve("", "", ""), identity(0, 0, &[0], "/"));
 }
 
 #[test]
 fn a_given_group_replaces_all_others() {
     assert_eq!(
         resolve("www:logs", PASSWD, GROUP),
-        identity(33, 40, &[], "/var/www")
+        identity(33, 40, &[40], "/var/www")
     );
     assert_eq!(
         resolve("www:999", PASSWD, GROUP),
-        identity(33, 999, &[], "/var/www")
+        identity(33, 999, &[999], "/var/www")
     );
-    assert_eq!(resolve(":web", PASSWD, GROUP), identity(0, 34, &[], "/root"));
+    assert_eq!(resolve(":web", PASSWD, GROUP), identity(0, 34, &[34], "/root"));
 }
 
 #[test]
 fn numbers_need_no_entry_and_a_numeric_name_wins() {
     assert_eq!(
         resolve("2000:3000", PASSWD, GROUP),
-        identity(2000, 3000, &[], "/")
+        identity(2000, 3000, &[3000], "/")
     );
-    assert_eq!(resolve("2000", PASSWD, GROUP), identity(2000, 0, &[], "/"));
-    assert_eq!(resolve("1000", PASSWD, GROUP), identity(7, 8, &[], "/odd"));
+    assert_eq!(resolve("2000", PASSWD, GROUP), identity(2000, 0, &[0], "/"));
+    assert_eq!(resolve("1000", PASSWD, GROUP), identity(7, 8, &[8], "/odd"));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! Sleeping and resetting go through [`crate::devices::power`].
 
 use acpi_tables::aml::{
-    AmlStr, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope, ZERO,
+    AmlStr, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -54,7 +55,10 @@ pub fn write_tables(memory: &GuestMemoryMmap, hardware: Hardware) -> Result<u64,
 
 /// The tables as they lie in memory from `base` on, the RSDP first.
 fn build_tables(base: u64, hardware: Hardware) -> Vec<u8> {
-    let mut tables = Tables { base, bytes: vec![0; Rsdp::len()] };
+    let mut tables = Tables {
+        base,
+        bytes: vec![0; Rsdp::len()],
+    };
     let dsdt = tables.append(&dsdt(hardware));
     let fadt = tables.append(&fadt(dsdt));
     let madt = tables.append(&madt(hardware.vcpus));
@@ -84,7 +88,15 @@ impl Tables {
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
-    let register = |port| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
+    let register = |port| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            u64::from(port),
+        )
+    };
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -138,13 +150,21 @@ fn dsdt(hardware: Hardware) -> Sdt {
 fn processor(sink: &mut dyn AmlSink, vcpu: u8) {
     Device::new(
         Path::new(&format!("C{vcpu:03}")),
-        vec![&Name::new("_HID".into(), &AmlStr::from("ACPI0007")), &Name::new("_UID".into(), &vcpu)],
+        vec![
+            &Name::new("_HID".into(), &AmlStr::from("ACPI0007")),
+            &Name::new("_UID".into(), &vcpu),
+        ],
     )
     .to_aml_bytes(sink);
 }
 
 fn serial_port(sink: &mut dyn AmlSink) {
-    let ports = IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, layout::SERIAL_PORTS as u8);
+    let ports = IO::new(
+        layout::SERIAL_PORT,
+        layout::SERIAL_PORT,
+        1,
+        layout::SERIAL_PORTS as u8,
+    );
     Device::new(
         "COM1".into(),
         vec![
@@ -185,7 +205,11 @@ fn edge_interrupt(line: u32) -> Interrupt {
 mod tests {
     use super::*;
 
-    const ALL: Hardware = Hardware { vcpus: 32, virtio_devices: layout::MAX_VIRTIO_DEVICES, serial: true };
+    const ALL: Hardware = Hardware {
+        vcpus: 32,
+        virtio_devices: layout::MAX_VIRTIO_DEVICES,
+        serial: true,
+    };
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
@@ -213,9 +237,14 @@ mod tests {
         let xsdt = table(&tables, base, u64_at(&tables, 24));
         assert_eq!(&xsdt[..4], b"XSDT");
         assert!(sums_to_zero(xsdt));
-        let found: Vec<&[u8]> =
-            xsdt[36..].chunks(8).map(|entry| table(&tables, base, u64_at(entry, 0))).collect();
-        assert_eq!(found.iter().map(|table| &table[..4]).collect::<Vec<_>>(), [b"FACP", b"APIC"]);
+        let found: Vec<&[u8]> = xsdt[36..]
+            .chunks(8)
+            .map(|entry| table(&tables, base, u64_at(entry, 0)))
+            .collect();
+        assert_eq!(
+            found.iter().map(|table| &table[..4]).collect::<Vec<_>>(),
+            [b"FACP", b"APIC"]
+        );
         assert!(found.iter().all(|table| sums_to_zero(table)));
         let dsdt = table(&tables, base, u64_at(found[0], 140));
         assert_eq!(&dsdt[..4], b"DSDT");
@@ -230,13 +259,28 @@ mod tests {
 
     #[test]
     fn the_guest_learns_of_each_processor_and_device_once() {
-        let hardware = Hardware { vcpus: 3, virtio_devices: 2, serial: false };
+        let hardware = Hardware {
+            vcpus: 3,
+            virtio_devices: 2,
+            serial: false,
+        };
         let tables = build_tables(layout::ACPI_TABLES.start, hardware);
-        let count = |name: &[u8]| tables.windows(name.len()).filter(|window| *window == name).count();
+        let count = |name: &[u8]| {
+            tables
+                .windows(name.len())
+                .filter(|window| *window == name)
+                .count()
+        };
         assert_eq!(count(b"ACPI0007"), 3);
         assert_eq!(count(b"LNRO0005"), 2);
         assert_eq!(count(b"COM1"), 0);
-        let base = build_tables(layout::ACPI_TABLES.start, Hardware { serial: true, ..hardware });
+        let base = build_tables(
+            layout::ACPI_TABLES.start,
+            Hardware {
+                serial: true,
+                ..hardware
+            },
+        );
         assert_eq!(base.windows(4).filter(|window| window == b"COM1").count(), 1);
     }
 }

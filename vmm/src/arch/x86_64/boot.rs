@@ -59,7 +59,12 @@ pub struct Payload<'a> {
 pub fn load(memory: &GuestMemoryMmap, payload: &Payload, hardware: Hardware) -> Result<Entry, BootError> {
     let low_ram_end = low_ram_end(memory);
     let mut kernel = PositionedFile::new(payload.kernel);
-    let loaded = Elf::load(memory, None, &mut kernel, Some(GuestAddress(layout::HIGH_RAM_START)))?;
+    let loaded = Elf::load(
+        memory,
+        None,
+        &mut kernel,
+        Some(GuestAddress(layout::HIGH_RAM_START)),
+    )?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoPvhEntry);
     };
@@ -75,7 +80,10 @@ pub fn load(memory: &GuestMemoryMmap, payload: &Payload, hardware: Hardware) -> 
     memory.write_slice(&cmdline, GuestAddress(layout::CMDLINE))?;
     let rsdp = acpi::write_tables(memory, hardware)?;
     write_start_info(memory, initrd, rsdp)?;
-    Ok(Entry { address: entry.raw_value(), start_info: layout::START_INFO })
+    Ok(Entry {
+        address: entry.raw_value(),
+        start_info: layout::START_INFO,
+    })
 }
 
 fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
@@ -96,19 +104,31 @@ fn load_initrd(
     }
     let start = (low_ram_end - bytes) & !(PAGE - 1);
     memory
-        .read_exact_volatile_from(GuestAddress(start), &mut PositionedFile::new(initrd), bytes as usize)
+        .read_exact_volatile_from(
+            GuestAddress(start),
+            &mut PositionedFile::new(initrd),
+            bytes as usize,
+        )
         .map_err(BootError::Initrd)?;
     Ok((start, bytes))
 }
 
-fn write_start_info(memory: &GuestMemoryMmap, initrd: Option<(u64, u64)>, rsdp: u64) -> Result<(), BootError> {
+fn write_start_info(
+    memory: &GuestMemoryMmap,
+    initrd: Option<(u64, u64)>,
+    rsdp: u64,
+) -> Result<(), BootError> {
     let map = memory_map(memory);
     for (index, entry) in map.iter().enumerate() {
         let offset = (index * size_of::<hvm_memmap_table_entry>()) as u64;
         memory.write_obj(*entry, GuestAddress(layout::MEMORY_MAP + offset))?;
     }
     if let Some((paddr, size)) = initrd {
-        let module = hvm_modlist_entry { paddr, size, ..Default::default() };
+        let module = hvm_modlist_entry {
+            paddr,
+            size,
+            ..Default::default()
+        };
         memory.write_obj(module, GuestAddress(layout::MODULE_LIST))?;
     }
     let start_info = hvm_start_info {
@@ -140,7 +160,11 @@ fn memory_map(memory: &GuestMemoryMmap) -> Vec<hvm_memmap_table_entry> {
     ];
     let total: u64 = memory.iter().map(vm_memory::GuestMemoryRegion::len).sum();
     for range in layout::ram_ranges(total) {
-        let start = range.start.max(if range.start == 0 { layout::HIGH_RAM_START } else { 0 });
+        let start = range.start.max(if range.start == 0 {
+            layout::HIGH_RAM_START
+        } else {
+            0
+        });
         map.push(entry(start..range.end, XEN_HVM_MEMMAP_TYPE_RAM));
     }
     map
@@ -153,7 +177,11 @@ mod tests {
     use super::*;
     use crate::memory;
 
-    const HARDWARE: Hardware = Hardware { vcpus: 1, virtio_devices: 0, serial: false };
+    const HARDWARE: Hardware = Hardware {
+        vcpus: 1,
+        virtio_devices: 0,
+        serial: false,
+    };
 
     fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
@@ -165,7 +193,11 @@ mod tests {
     fn memory_map_covers_ram_and_skips_the_legacy_hole() {
         let memory = memory::allocate(64).unwrap();
         let map = memory_map(&memory);
-        let ram: u64 = map.iter().filter(|e| e.type_ == XEN_HVM_MEMMAP_TYPE_RAM).map(|e| e.size).sum();
+        let ram: u64 = map
+            .iter()
+            .filter(|e| e.type_ == XEN_HVM_MEMMAP_TYPE_RAM)
+            .map(|e| e.size)
+            .sum();
         assert_eq!(ram, (64 << 20) - (layout::HIGH_RAM_START - layout::LOW_RAM_END));
         let mut end = 0;
         for entry in map {
@@ -187,14 +219,24 @@ mod tests {
         let memory = memory::allocate(32).unwrap();
         let kernel_end = (32 << 20) - 4096;
         let error = load_initrd(&memory, &file(&[7; 4097]), kernel_end, 32 << 20).unwrap_err();
-        assert_eq!(error.to_string(), "the initrd has 4097 bytes, and only 4096 are free after the kernel");
+        assert_eq!(
+            error.to_string(),
+            "the initrd has 4097 bytes, and only 4096 are free after the kernel"
+        );
     }
 
     #[test]
     fn what_is_not_an_elf_kernel_is_refused() {
         let memory = memory::allocate(32).unwrap();
         let kernel = file(&[0; 4096]);
-        let payload = Payload { kernel: &kernel, initrd: None, cmdline: "" };
-        assert!(matches!(load(&memory, &payload, HARDWARE), Err(BootError::Kernel(_))));
+        let payload = Payload {
+            kernel: &kernel,
+            initrd: None,
+            cmdline: "",
+        };
+        assert!(matches!(
+            load(&memory, &payload, HARDWARE),
+            Err(BootError::Kernel(_))
+        ));
     }
 }

@@ -50,7 +50,10 @@ pub fn for_vcpu(supported: &[kvm_cpuid_entry2], topology: Topology) -> Vec<kvm_c
     for leaf in &mut leaves {
         adapt(leaf, topology);
     }
-    let highest = leaves.iter().find(|leaf| leaf.function == 0).map_or(0, |leaf| leaf.eax);
+    let highest = leaves
+        .iter()
+        .find(|leaf| leaf.function == 0)
+        .map_or(0, |leaf| leaf.eax);
     if highest >= 0xb {
         leaves.extend(extended_topology(0xb, topology));
     }
@@ -88,7 +91,11 @@ fn adapt(leaf: &mut kvm_cpuid_entry2, topology: Topology) {
         }
         // Intel's caches: threads that share each (level in bits 5 to 7 of eax), and cores in the package.
         (0x4, _) if leaf.eax & 0x1f != 0 => {
-            let sharing = if leaf.eax >> 5 & 7 >= 3 { 1 << core_bits(topology.vcpus) } else { THREADS_PER_CORE };
+            let sharing = if leaf.eax >> 5 & 7 >= 3 {
+                1 << core_bits(topology.vcpus)
+            } else {
+                THREADS_PER_CORE
+            };
             leaf.eax = leaf.eax & 0x3fff | (sharing - 1) << 14 | ((1 << core_bits(topology.vcpus)) - 1) << 26;
         }
         // Energy hints that name the host's own state.
@@ -111,7 +118,11 @@ fn adapt(leaf: &mut kvm_cpuid_entry2, topology: Topology) {
         (0x8000_0008, _) => leaf.ecx = leaf.ecx & !0xf0ff | core_bits(topology.vcpus) << 12 | (vcpus - 1),
         // AMD's caches, as leaf 4.
         (0x8000_001d, _) if leaf.eax & 0x1f != 0 => {
-            let sharing = if leaf.eax >> 5 & 7 >= 3 { vcpus } else { THREADS_PER_CORE };
+            let sharing = if leaf.eax >> 5 & 7 >= 3 {
+                vcpus
+            } else {
+                THREADS_PER_CORE
+            };
             leaf.eax = leaf.eax & !(0xfff << 14) | (sharing - 1) << 14;
         }
         // AMD: APIC id; core id and threads per core less one; one node.
@@ -165,18 +176,33 @@ mod tests {
 
     fn leaf(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
     }
 
     fn find(leaves: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        let found: Vec<_> =
-            leaves.iter().filter(|leaf| leaf.function == function && leaf.index == index).collect();
+        let found: Vec<_> = leaves
+            .iter()
+            .filter(|leaf| leaf.function == function && leaf.index == index)
+            .collect();
         assert_eq!(found.len(), 1, "leaf {function:#x} index {index}");
         *found[0]
     }
 
     fn topology(vcpu: u8, vcpus: u8) -> Topology {
-        Topology { vcpu, vcpus, tsc_deadline: true, tsc_khz: Some(2_500_000) }
+        Topology {
+            vcpu,
+            vcpus,
+            tsc_deadline: true,
+            tsc_khz: Some(2_500_000),
+        }
     }
 
     fn supported() -> Vec<kvm_cpuid_entry2> {
@@ -210,7 +236,13 @@ mod tests {
         let leaves = for_vcpu(&supported(), topology(0, 1));
         assert_eq!(find(&leaves, HYPERVISOR, 0).eax, HYPERVISOR_FREQUENCIES);
         assert_eq!(find(&leaves, HYPERVISOR_FREQUENCIES, 0).eax, 2_500_000);
-        let leaves = for_vcpu(&supported(), Topology { tsc_khz: None, ..topology(0, 1) });
+        let leaves = for_vcpu(
+            &supported(),
+            Topology {
+                tsc_khz: None,
+                ..topology(0, 1)
+            },
+        );
         assert!(leaves.iter().all(|leaf| leaf.function != HYPERVISOR_FREQUENCIES));
     }
 

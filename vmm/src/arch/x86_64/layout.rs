@@ -64,11 +64,11 @@ pub const POWER_PORTS: u16 = 3;
 /// The guest-physical ranges of `bytes` of RAM: below the gap and, if that is not enough, above it.
 pub fn ram_ranges(bytes: u64) -> Vec<Range<u64>> {
     let below = bytes.min(GAP.start);
-    let mut ranges = vec![0..below];
-    if bytes > below {
-        ranges.push(GAP.end..GAP.end + (bytes - below));
-    }
-    ranges
+    let above = GAP.end..GAP.end + (bytes - below);
+    [0..below, above]
+        .into_iter()
+        .filter(|range| !range.is_empty())
+        .collect()
 }
 
 /// The registers of the virtio device `index`.
@@ -120,7 +120,10 @@ mod tests {
         ranges.push(KVM_TSS as u64..KVM_TSS as u64 + 0x3000);
         for (index, range) in ranges.iter().enumerate() {
             assert!(GAP.start <= range.start && range.end <= GAP.end, "{range:x?}");
-            assert!(ranges[..index].iter().all(|other| !overlap(range, other)), "{range:x?}");
+            assert!(
+                ranges[..index].iter().all(|other| !overlap(range, other)),
+                "{range:x?}"
+            );
         }
     }
 
@@ -134,7 +137,10 @@ mod tests {
             ACPI_TABLES,
         ];
         for (index, range) in ranges.iter().enumerate() {
-            assert!(ranges[..index].iter().all(|other| !overlap(range, other)), "{range:x?}");
+            assert!(
+                ranges[..index].iter().all(|other| !overlap(range, other)),
+                "{range:x?}"
+            );
         }
     }
 

@@ -45,7 +45,11 @@ impl VcpuTemplate {
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(VcpuSetupError::SupportedCpuid)?;
-        Ok(Self { supported, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer), vcpus })
+        Ok(Self {
+            supported,
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            vcpus,
+        })
     }
 
     /// Sets up `vcpu`. The first one starts at `entry`; the others wait for it to wake them, which is the state in which
@@ -59,7 +63,8 @@ impl VcpuTemplate {
         };
         let leaves = cpuid::for_vcpu(self.supported.as_slice(), topology);
         let leaves = CpuId::from_entries(&leaves).map_err(VcpuSetupError::CpuidSize)?;
-        fd.set_cpuid2(&leaves).map_err(|source| VcpuSetupError::Cpuid { vcpu, source })?;
+        fd.set_cpuid2(&leaves)
+            .map_err(|source| VcpuSetupError::Cpuid { vcpu, source })?;
         set_msrs(fd, vcpu)?;
         if vcpu == 0 {
             set_registers(fd, entry).map_err(|source| VcpuSetupError::Registers { vcpu, source })?;
@@ -69,15 +74,25 @@ impl VcpuTemplate {
 }
 
 fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), VcpuSetupError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     let entries = [
         entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
         entry(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK),
     ];
     let msrs = Msrs::from_entries(&entries).map_err(VcpuSetupError::CpuidSize)?;
-    let done = fd.set_msrs(&msrs).map_err(|source| VcpuSetupError::Msrs { vcpu, source })?;
+    let done = fd
+        .set_msrs(&msrs)
+        .map_err(|source| VcpuSetupError::Msrs { vcpu, source })?;
     if done != entries.len() {
-        return Err(VcpuSetupError::MsrRefused { vcpu, done, wanted: entries.len() });
+        return Err(VcpuSetupError::MsrRefused {
+            vcpu,
+            done,
+            wanted: entries.len(),
+        });
     }
     Ok(())
 }
@@ -111,7 +126,13 @@ fn set_protected_mode(sregs: &mut kvm_sregs) {
     sregs.cs = flat(0x8, 0xb);
     let data = flat(0x10, 0x3);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        selector: 0x18,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
     sregs.cr0 = CR0_PROTECTED_MODE;
     sregs.cr4 = 0;
     sregs.efer = 0;

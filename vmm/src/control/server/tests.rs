@@ -34,7 +34,10 @@ impl Controlled for Arc<FakeMachine> {
         }
     }
     fn metrics(&self) -> Metrics {
-        Metrics { exits_io: 5, ..Metrics::default() }
+        Metrics {
+            exits_io: 5,
+            ..Metrics::default()
+        }
     }
     fn inject_nmi(&self) -> Result<(), String> {
         Err("no".into())
@@ -95,7 +98,13 @@ impl Bench {
             served.unanswered.lock().unwrap().clear();
             server.finish(&served);
         });
-        Self { machine, listeners_set, path, thread: Some(thread), _folder: folder }
+        Self {
+            machine,
+            listeners_set,
+            path,
+            thread: Some(thread),
+            _folder: folder,
+        }
     }
 
     fn client(&self) -> Client {
@@ -131,9 +140,22 @@ fn outcome(client: &Client, command: Command) -> Outcome {
 fn requests_are_answered() {
     let bench = Bench::new();
     let client = bench.client();
-    assert!(matches!(outcome(&client, Command::Info), Outcome::Info(Info { vcpus: 2, exiting: None, .. })));
-    assert!(matches!(outcome(&client, Command::Metrics), Outcome::Metrics(Metrics { exits_io: 5, .. })));
-    assert_eq!(outcome(&client, Command::Nmi), Outcome::Error { error: "no".into() });
+    assert!(matches!(
+        outcome(&client, Command::Info),
+        Outcome::Info(Info {
+            vcpus: 2,
+            exiting: None,
+            ..
+        })
+    ));
+    assert!(matches!(
+        outcome(&client, Command::Metrics),
+        Outcome::Metrics(Metrics { exits_io: 5, .. })
+    ));
+    assert_eq!(
+        outcome(&client, Command::Nmi),
+        Outcome::Error { error: "no".into() }
+    );
 }
 
 #[test]
@@ -142,9 +164,22 @@ fn a_stop_is_answered_before_the_machine_ends() {
     let client = bench.client();
     let _ = client.send(Command::Stop).unwrap();
     let _ = client.send(Command::Info).unwrap();
-    assert!(matches!(client.recv(), Ok((ServerMessage::Reply { id: 1, outcome: Outcome::Done }, None))));
+    assert!(matches!(
+        client.recv(),
+        Ok((
+            ServerMessage::Reply {
+                id: 1,
+                outcome: Outcome::Done
+            },
+            None
+        ))
+    ));
     let (message, _) = client.recv().unwrap();
-    let ServerMessage::Reply { id: 2, outcome: Outcome::Info(info) } = message else {
+    let ServerMessage::Reply {
+        id: 2,
+        outcome: Outcome::Info(info),
+    } = message
+    else {
         panic!("{message:?}");
     };
     assert_eq!(info.exiting, Some(ExitReason::Stopped));
@@ -158,7 +193,9 @@ fn a_connection_to_the_guest_comes_as_a_descriptor() {
     let (answer, stream) = client.request(Command::VsockConnect { port: 5 }).unwrap();
     assert_eq!(answer, Outcome::Done);
     let mut said = String::new();
-    UnixStream::from(stream.unwrap()).read_to_string(&mut said).unwrap();
+    UnixStream::from(stream.unwrap())
+        .read_to_string(&mut said)
+        .unwrap();
     assert_eq!(said, "port 5");
     let refused = client.request(Command::VsockConnect { port: 9 }).unwrap();
     assert!(matches!(refused, (Outcome::Error { error }, None) if error == "refused"));
@@ -171,7 +208,10 @@ fn replies_keep_the_order_of_requests() {
     client.send(Command::VsockConnect { port: 8 }).unwrap();
     client.send(Command::Info).unwrap();
     // Another client is served meanwhile, and is proof that the server had the time to do it wrong.
-    assert!(matches!(outcome(&bench.client(), Command::Info), Outcome::Info(_)));
+    assert!(matches!(
+        outcome(&bench.client(), Command::Info),
+        Outcome::Info(_)
+    ));
     bench.machine.unanswered.lock().unwrap().pop().unwrap()(Err("late".into()));
     let ids: Vec<u64> = (0..2)
         .map(|_| match client.recv().unwrap().0 {
@@ -187,10 +227,19 @@ fn a_connection_that_is_forgotten_is_answered() {
     let bench = Bench::new();
     let client = bench.client();
     client.send(Command::VsockConnect { port: 8 }).unwrap();
-    assert!(matches!(outcome(&bench.client(), Command::Info), Outcome::Info(_)));
+    assert!(matches!(
+        outcome(&bench.client(), Command::Info),
+        Outcome::Info(_)
+    ));
     bench.machine.unanswered.lock().unwrap().clear();
     let (message, _) = client.recv().unwrap();
-    assert!(matches!(message, ServerMessage::Reply { outcome: Outcome::Error { .. }, .. }));
+    assert!(matches!(
+        message,
+        ServerMessage::Reply {
+            outcome: Outcome::Error { .. },
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -213,7 +262,10 @@ fn events_that_come_during_a_request_are_kept() {
     assert!(bench.listener_was_set());
     assert!(bench.guest_connects(1).is_ok());
     assert!(matches!(outcome(&client, Command::Info), Outcome::Info(_)));
-    assert!(matches!(client.recv().unwrap(), (ServerMessage::VsockConnection { port: 1 }, Some(_))));
+    assert!(matches!(
+        client.recv().unwrap(),
+        (ServerMessage::VsockConnection { port: 1 }, Some(_))
+    ));
 }
 
 #[test]
@@ -225,10 +277,16 @@ fn the_last_to_attach_wins_and_a_client_that_leaves_leaves_nobody() {
     outcome(&second, Command::Attach);
     assert!(bench.listener_was_set());
     assert!(bench.guest_connects(2).is_ok());
-    assert!(matches!(second.recv().unwrap().0, ServerMessage::VsockConnection { port: 2 }));
+    assert!(matches!(
+        second.recv().unwrap().0,
+        ServerMessage::VsockConnection { port: 2 }
+    ));
     drop(first);
     assert!(matches!(outcome(&second, Command::Info), Outcome::Info(_)));
-    assert!(bench.guest_connects(3).is_ok(), "the other one leaving changes nothing");
+    assert!(
+        bench.guest_connects(3).is_ok(),
+        "the other one leaving changes nothing"
+    );
     drop(second);
     assert!(!bench.listener_was_set());
     assert!(bench.guest_connects(4).is_err(), "the connection is given back");
@@ -249,10 +307,19 @@ fn a_client_that_does_not_read_loses_its_attachment_and_no_connection() {
 fn clients_that_talk_nonsense_are_dropped_and_others_are_not() {
     let bench = Bench::new();
     let good = bench.client();
-    for nonsense in [&b"{"[..], b"{\"id\":1}", b"{\"id\":-1,\"command\":\"info\"}", &[b' '; 70_000]] {
+    for nonsense in [
+        &b"{"[..],
+        b"{\"id\":1}",
+        b"{\"id\":-1,\"command\":\"info\"}",
+        &[b' '; 70_000],
+    ] {
         let bad = bench.client();
         nix::unistd::write(&bad, nonsense).unwrap();
-        assert!(matches!(bad.recv(), Err(ClientError::Closed)), "{}", nonsense.len());
+        assert!(
+            matches!(bad.recv(), Err(ClientError::Closed)),
+            "{}",
+            nonsense.len()
+        );
         assert!(matches!(outcome(&good, Command::Info), Outcome::Info(_)));
     }
 }

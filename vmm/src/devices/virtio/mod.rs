@@ -6,8 +6,8 @@
 pub mod block;
 pub mod mmio;
 pub mod net;
-pub mod vsock;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 use std::sync::Arc;
@@ -49,6 +49,10 @@ pub enum ActivateError {
     Thread(std::io::Error),
     #[error("cannot set up the device's events: {0}")]
     Events(std::io::Error),
+    #[error("cannot configure what is behind the device: {0}")]
+    Backend(std::io::Error),
+    #[error("the device has {expected} queues and got {got}")]
+    Queues { expected: usize, got: usize },
 }
 
 /// A virtio device, seen by its transport.

@@ -50,7 +50,10 @@ impl Worker {
     /// Starts a thread, which must return when it is asked to stop.
     pub fn spawn(name: &str, run: impl FnOnce(&Stop) + Send + 'static) -> Result<Self, ActivateError> {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ActivateError::Events)?;
-        let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
+        let stop = Arc::new(Stop {
+            asked: AtomicBool::new(false),
+            event,
+        });
         let seen_by_thread = stop.clone();
         let thread = thread::Builder::new()
             .name(name.to_owned())
@@ -82,7 +85,12 @@ impl QueueService {
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Self, ActivateError> {
         let epoll = Epoll::new().map_err(ActivateError::Events)?;
-        Ok(Self { queue, memory, interrupt, epoll })
+        Ok(Self {
+            queue,
+            memory,
+            interrupt,
+            epoll,
+        })
     }
 
     /// Serves requests in order until `stop`. `serve` returns how many bytes it wrote to the chain. A broken queue fails
@@ -105,7 +113,11 @@ impl QueueService {
 
     fn watch(&self, stop: &Stop) -> io::Result<()> {
         for fd in [self.queue.kick.as_raw_fd(), stop.event().as_raw_fd()] {
-            self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
+            self.epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, fd as u64),
+            )?;
         }
         Ok(())
     }
@@ -132,13 +144,20 @@ impl QueueService {
         stop: &Stop,
         serve: &mut impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> u32,
     ) -> Result<(), QueueError> {
-        let Self { queue: ActiveQueue { queue, .. }, memory, interrupt, .. } = self;
+        let Self {
+            queue: ActiveQueue { queue, .. },
+            memory,
+            interrupt,
+            ..
+        } = self;
         let memory = &*memory;
         loop {
             queue.disable_notification(memory)?;
             let mut served = 0;
             while served < BATCH {
-                let Some(chain) = queue.iter(memory)?.next() else { break };
+                let Some(chain) = queue.iter(memory)?.next() else {
+                    break;
+                };
                 let head = chain.head_index();
                 let written = serve(memory, chain);
                 queue.add_used(memory, head, written)?;

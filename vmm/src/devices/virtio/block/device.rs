@@ -33,7 +33,11 @@ impl Block {
     pub fn new(file: File, id: &str, read_only: bool, counters: Arc<Counters>) -> Result<Self, DiskError> {
         let disk = Disk::new(file, id, read_only, counters)?;
         let config = config(&disk);
-        Ok(Self { disk: Arc::new(disk), config, worker: None })
+        Ok(Self {
+            disk: Arc::new(disk),
+            config,
+            worker: None,
+        })
     }
 }
 
@@ -87,7 +91,12 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let Activation { memory, queues, interrupt, .. } = activation;
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
         for queue in queues {
             let disk = self.disk.clone();
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;

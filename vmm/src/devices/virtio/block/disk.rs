@@ -22,7 +22,7 @@ use crate::positioned::{Direction, transfer};
 
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Sector, number of sectors, flags.
-const RANGE_BYTES: usize = 16;
+const RANGE_BYTES: u64 = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -66,14 +66,25 @@ impl Disk {
         counters: Arc<Counters>,
     ) -> Result<Self, DiskError> {
         // The metadata of a block device do not tell its size; where its end is does.
-        let bytes =
-            file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Size { id: id.into(), source })?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Size {
+            id: id.into(),
+            source,
+        })?;
         if bytes < SECTOR_BYTES {
             return Err(DiskError::Empty(id.into()));
         }
         let mut padded = [0; ID_BYTES];
-        padded.iter_mut().zip(id.bytes()).for_each(|(to, from)| *to = from);
-        Ok(Self { file, sectors: bytes / SECTOR_BYTES, id: padded, read_only, counters })
+        padded
+            .iter_mut()
+            .zip(id.bytes())
+            .for_each(|(to, from)| *to = from);
+        Ok(Self {
+            file,
+            sectors: bytes / SECTOR_BYTES,
+            id: padded,
+            read_only,
+            counters,
+        })
     }
 
     pub(super) fn sectors(&self) -> u64 {
@@ -109,7 +120,11 @@ impl Disk {
     /// Returns how many bytes were written to the request's buffers.
     fn carry_out(&self, request: &mut Request<'_>) -> Result<u64, Refusal> {
         if self.read_only && !matches!(request.kind, Kind::In | Kind::GetId) {
-            return Err(if request.kind == Kind::Out { Refusal::Rule } else { Refusal::Unsupported });
+            return Err(if request.kind == Kind::Out {
+                Refusal::Rule
+            } else {
+                Refusal::Unsupported
+            });
         }
         let counters = &*self.counters;
         match request.kind {
@@ -143,7 +158,7 @@ impl Disk {
         slices: &mut [VolatileSlice<'_>],
     ) -> Result<u64, Refusal> {
         let bytes = total(slices);
-        if bytes % SECTOR_BYTES != 0 || bytes > MAX_REQUEST_BYTES {
+        if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_REQUEST_BYTES {
             return Err(Refusal::Rule);
         }
         let offset = self.offset(sector, bytes / SECTOR_BYTES)?;
@@ -162,11 +177,12 @@ impl Disk {
     /// Discards the ranges of a request, or makes them zero.
     fn clear(&self, kind: Kind, ranges: &mut Vec<VolatileSlice<'_>>) -> Result<(), Refusal> {
         let bytes = total(ranges);
-        if bytes == 0 || bytes % RANGE_BYTES as u64 != 0 || bytes > u64::from(MAX_RANGES) * RANGE_BYTES as u64 {
+        let ranges_given = bytes / RANGE_BYTES;
+        if !bytes.is_multiple_of(RANGE_BYTES) || !(1..=u64::from(MAX_RANGES)).contains(&ranges_given) {
             return Err(Refusal::Rule);
         }
-        let mut range = [0; RANGE_BYTES];
-        while take_front(ranges, &mut range) == RANGE_BYTES {
+        let mut range = [0; RANGE_BYTES as usize];
+        while take_front(ranges, &mut range) == range.len() {
             let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
             let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
             let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
@@ -193,12 +209,16 @@ impl Disk {
 
     /// Gives the space back, if the host's file system can; the driver may not count on it.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, bytes).map(drop)
+        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, bytes)
+            .map(drop)
     }
 
     fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
-        let flag =
-            if unmap { FallocateFlags::FALLOC_FL_PUNCH_HOLE } else { FallocateFlags::FALLOC_FL_ZERO_RANGE };
+        let flag = if unmap {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        } else {
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
+        };
         if self.allocate(flag, offset, bytes)? {
             return Ok(());
         }
@@ -216,7 +236,12 @@ impl Disk {
     fn allocate(&self, flag: FallocateFlags, offset: u64, bytes: u64) -> io::Result<bool> {
         let offset = i64::try_from(offset).map_err(io::Error::other)?;
         let bytes = i64::try_from(bytes).map_err(io::Error::other)?;
-        match fallocate(self.file.as_fd(), flag | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, bytes) {
+        match fallocate(
+            self.file.as_fd(),
+            flag | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            offset,
+            bytes,
+        ) {
             Ok(()) => Ok(true),
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
             Err(errno) => Err(errno.into()),

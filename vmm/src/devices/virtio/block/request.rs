@@ -118,7 +118,7 @@ pub(super) fn take_front(slices: &mut Vec<VolatileSlice<'_>>, bytes: &mut [u8]) 
         }
         taken += len;
         match slice.offset(len) {
-            Ok(rest) if rest.len() > 0 => {
+            Ok(rest) if !rest.is_empty() => {
                 *slice = rest;
                 break;
             }

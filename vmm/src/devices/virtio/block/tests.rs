@@ -44,15 +44,25 @@ impl Bench {
             file.write_all_at(&[sector as u8; 512], sector * 512).unwrap();
         }
         let counters = Arc::new(Counters::default());
-        let mut block =
-            Block::new(file.try_clone().unwrap(), "disk0", read_only, counters.clone()).unwrap();
+        let mut block = Block::new(file.try_clone().unwrap(), "disk0", read_only, counters.clone()).unwrap();
         let memory = memory();
         let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
         let interrupt = Arc::new(TestInterrupt::default());
         let features = block.features();
-        let activation = Activation { memory, queues: vec![queue], interrupt: interrupt.clone(), features };
+        let activation = Activation {
+            memory,
+            queues: vec![queue],
+            interrupt: interrupt.clone(),
+            features,
+        };
         block.activate(activation).unwrap();
-        Self { block, driver, interrupt, counters, file }
+        Self {
+            block,
+            driver,
+            interrupt,
+            counters,
+            file,
+        }
     }
 
     fn put_header(&self, kind: u32, sector: u64) {
@@ -99,7 +109,10 @@ impl Bench {
 fn reads_come_from_the_file() {
     let mut bench = Bench::new(true);
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 3, 1024, true), (OK, 1025));
-    assert_eq!((bench.byte(DATA), bench.byte(DATA + 512), bench.byte(DATA + 1023)), (3, 4, 4));
+    assert_eq!(
+        (bench.byte(DATA), bench.byte(DATA + 512), bench.byte(DATA + 1023)),
+        (3, 4, 4)
+    );
     let metrics = bench.counters.snapshot();
     assert_eq!((metrics.block_read_ops, metrics.block_read_bytes), (1, 1024));
 }
@@ -113,7 +126,14 @@ fn writes_reach_the_file_and_a_flush_is_carried_out() {
     assert_eq!(bench.sector(63), [0x77; 512]);
     assert_eq!(bench.sector(62), [62; 512]);
     let metrics = bench.counters.snapshot();
-    assert_eq!((metrics.block_write_ops, metrics.block_write_bytes, metrics.block_flush_ops), (1, 512, 1));
+    assert_eq!(
+        (
+            metrics.block_write_ops,
+            metrics.block_write_bytes,
+            metrics.block_flush_ops
+        ),
+        (1, 512, 1)
+    );
 }
 
 #[test]
@@ -121,13 +141,20 @@ fn a_read_only_disk_is_never_written() {
     let mut bench = Bench::new(true);
     bench.driver.write(DATA, &[0; 512]);
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 1, 512, false).0, IOERR);
-    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_T_FLUSH] {
+    for kind in [
+        VIRTIO_BLK_T_DISCARD,
+        VIRTIO_BLK_T_WRITE_ZEROES,
+        VIRTIO_BLK_T_FLUSH,
+    ] {
         assert_eq!(bench.request(kind, 1, 16, false).0, UNSUPP);
     }
     assert_eq!(bench.sector(1), [1; 512]);
     let features = bench.block.features();
     assert_ne!(features & 1 << VIRTIO_BLK_F_RO, 0);
-    assert_eq!(features & (1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD), 0);
+    assert_eq!(
+        features & (1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD),
+        0
+    );
 }
 
 #[test]
@@ -143,8 +170,16 @@ fn requests_that_leave_the_disk_are_refused() {
         (0, 513),
     ];
     for (sector, len) in refused {
-        assert_eq!(bench.request(VIRTIO_BLK_T_IN, sector, len, true).0, IOERR, "{sector} {len}");
-        assert_eq!(bench.request(VIRTIO_BLK_T_OUT, sector, len, false).0, IOERR, "{sector} {len}");
+        assert_eq!(
+            bench.request(VIRTIO_BLK_T_IN, sector, len, true).0,
+            IOERR,
+            "{sector} {len}"
+        );
+        assert_eq!(
+            bench.request(VIRTIO_BLK_T_OUT, sector, len, false).0,
+            IOERR,
+            "{sector} {len}"
+        );
     }
     assert_eq!(bench.errors(), 2 * refused.len() as u64);
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, SECTORS - 1, 512, true).0, OK);
@@ -156,7 +191,9 @@ fn a_request_larger_than_the_bound_is_refused() {
     bench.put_header(VIRTIO_BLK_T_IN, 0);
     bench.driver.describe(0, (HEADER, 16, NEXT, 1));
     for index in 1..=3 {
-        bench.driver.describe(index, (0, 30 << 20, NEXT | WRITE, index + 1));
+        bench
+            .driver
+            .describe(index, (0, 30 << 20, NEXT | WRITE, index + 1));
     }
     bench.driver.describe(4, (STATUS, 1, WRITE, 0));
     assert_eq!(bench.offer_first().0, IOERR);
@@ -167,7 +204,11 @@ fn the_serial_number_is_the_drives() {
     let mut bench = Bench::new(true);
     assert_eq!(bench.request(VIRTIO_BLK_T_GET_ID, 0, 20, true), (OK, 21));
     let mut id = [0; 20];
-    bench.driver.memory.read_slice(&mut id, GuestAddress(DATA)).unwrap();
+    bench
+        .driver
+        .memory
+        .read_slice(&mut id, GuestAddress(DATA))
+        .unwrap();
     assert_eq!(&id, b"disk0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
 }
 
@@ -178,18 +219,28 @@ fn unknown_requests_are_unsupported() {
 }
 
 fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
-    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+    [
+        &sector.to_le_bytes()[..],
+        &sectors.to_le_bytes(),
+        &flags.to_le_bytes(),
+    ]
+    .concat()
 }
 
 #[test]
 fn zeroes_are_written_in_the_ranges_named() {
     for flags in [0, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP] {
         let mut bench = Bench::new(false);
-        bench.driver.write(DATA, &[range(2, 3, flags), range(10, 1, flags)].concat());
+        bench
+            .driver
+            .write(DATA, &[range(2, 3, flags), range(10, 1, flags)].concat());
         assert_eq!(bench.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, 32, false).0, OK);
         for sector in 0..SECTORS {
             let cleared = (2..5).contains(&sector) || sector == 10;
-            assert_eq!(bench.sector(sector), [if cleared { 0 } else { sector as u8 }; 512]);
+            assert_eq!(
+                bench.sector(sector),
+                [if cleared { 0 } else { sector as u8 }; 512]
+            );
         }
     }
 }
@@ -211,7 +262,13 @@ fn discards_stay_within_the_disk() {
         (vec![0; 16 * 33], IOERR),
     ] {
         bench.driver.write(DATA, &bytes);
-        assert_eq!(bench.request(VIRTIO_BLK_T_DISCARD, 0, bytes.len() as u32, false).0, status, "{bytes:?}");
+        assert_eq!(
+            bench
+                .request(VIRTIO_BLK_T_DISCARD, 0, bytes.len() as u32, false)
+                .0,
+            status,
+            "{bytes:?}"
+        );
     }
     assert_eq!(bench.file.metadata().unwrap().len(), SECTORS * 512);
 }
@@ -226,7 +283,14 @@ fn a_request_may_be_cut_into_descriptors_anyhow() {
     // The last twelve bytes of data and the status in one.
     bench.driver.describe(3, (STATUS - 12, 13, WRITE, 0));
     assert_eq!(bench.offer_first(), (OK, 513));
-    assert_eq!((bench.byte(DATA + 499), bench.byte(STATUS - 12), bench.byte(STATUS - 1)), (5, 5, 5));
+    assert_eq!(
+        (
+            bench.byte(DATA + 499),
+            bench.byte(STATUS - 12),
+            bench.byte(STATUS - 1)
+        ),
+        (5, 5, 5)
+    );
 }
 
 #[test]
@@ -251,8 +315,16 @@ fn malformed_chains_are_returned_and_counted_and_the_next_is_served() {
         &[(HEADER, 15, NEXT, 1), (STATUS, 1, WRITE, 0)],
         &[(HEADER, 0, 0, 0)],
         // Readable after writable; outside memory.
-        &[(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE | NEXT, 2), (HEADER, 16, 0, 0)],
-        &[(HEADER, 16, NEXT, 1), (0xd000_0000, 512, WRITE | NEXT, 2), (STATUS, 1, WRITE, 0)],
+        &[
+            (HEADER, 16, NEXT, 1),
+            (STATUS, 1, WRITE | NEXT, 2),
+            (HEADER, 16, 0, 0),
+        ],
+        &[
+            (HEADER, 16, NEXT, 1),
+            (0xd000_0000, 512, WRITE | NEXT, 2),
+            (STATUS, 1, WRITE, 0),
+        ],
     ];
     let mut bench = Bench::new(false);
     for chain in chains {
@@ -277,7 +349,15 @@ fn a_broken_available_index_fails_the_device_and_a_reset_mends_it() {
     let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
     bench.driver = driver;
     let interrupt = bench.interrupt.clone();
-    bench.block.activate(Activation { memory, queues: vec![queue], interrupt, features: 0 }).unwrap();
+    bench
+        .block
+        .activate(Activation {
+            memory,
+            queues: vec![queue],
+            interrupt,
+            features: 0,
+        })
+        .unwrap();
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
 }
 
@@ -297,7 +377,10 @@ fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
 #[test]
 fn a_file_without_a_sector_is_no_disk() {
     let file = tempfile::tempfile().unwrap();
-    assert!(matches!(Block::new(file, "x", true, Arc::default()), Err(DiskError::Empty(_))));
+    assert!(matches!(
+        Block::new(file, "x", true, Arc::default()),
+        Err(DiskError::Empty(_))
+    ));
 }
 
 proptest! {

@@ -1,13 +1,14 @@
 //! The virtio-mmio transport, version 2 (virtio 1.3, 4.2): the registers through which a driver finds a device, agrees on
 //! features with it and sets its queues up. What travels in the queues is the devices' business.
 
+mod pages;
 mod queue_setup;
 mod registers;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -16,9 +17,11 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{ActiveQueue, Activation, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::metrics::{Counters, count};
+use pages::RegisterPage;
+pub use pages::{PAGE_BYTES, RegisterPages};
 use queue_setup::{QueueSetup, set_half};
 pub use registers::QUEUE_NOTIFY;
 use registers::*;
@@ -31,16 +34,29 @@ pub struct MmioTransport {
 
 /// What the device's own thread changes too.
 struct Shared {
-    status: AtomicU32,
-    interrupt_status: AtomicU32,
-    config_generation: AtomicU32,
+    page: RegisterPage,
     interrupt: EventFd,
     counters: Arc<Counters>,
 }
 
 impl Shared {
+    fn status(&self) -> u32 {
+        self.page.get(STATUS)
+    }
+
+    /// Adds bits to the status and returns what it was before.
+    fn add_status(&self, bits: u32) -> u32 {
+        u32::from_le(
+            self.page
+                .register(STATUS)
+                .fetch_or(bits.to_le(), Ordering::SeqCst),
+        )
+    }
+
     fn interrupt(&self, bits: u32) {
-        self.interrupt_status.fetch_or(bits, Ordering::SeqCst);
+        self.page
+            .register(INTERRUPT_STATUS)
+            .fetch_or(bits.to_le(), Ordering::SeqCst);
         // An eventfd behind an interrupt line is read by KVM at once; it cannot fill up.
         let _ = self.interrupt.write(1);
     }
@@ -52,13 +68,14 @@ impl Interrupt for Shared {
     }
 
     fn signal_config(&self) {
-        self.config_generation.fetch_add(1, Ordering::SeqCst);
+        let generation = self.page.get(CONFIG_GENERATION);
+        self.page.set(CONFIG_GENERATION, generation.wrapping_add(1));
         self.interrupt(CONFIG_INTERRUPT);
     }
 
     fn fail_device(&self) {
         count(&self.counters.device_errors, 1);
-        let before = self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+        let before = self.add_status(DEVICE_NEEDS_RESET);
         if before & DRIVER_OK != 0 {
             self.signal_config();
         }
@@ -77,9 +94,10 @@ struct State {
 }
 
 impl MmioTransport {
-    /// `interrupt` is the event behind the device's interrupt line.
+    /// Puts a device behind the registers of page `index`. `interrupt` is the event behind the device's interrupt line.
     pub fn new(
         device: Box<dyn VirtioDevice>,
+        (pages, index): (Arc<RegisterPages>, usize),
         memory: GuestMemoryMmap,
         interrupt: EventFd,
         counters: Arc<Counters>,
@@ -89,21 +107,30 @@ impl MmioTransport {
             .iter()
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
             .collect::<io::Result<_>>()?;
+        let state = State {
+            device,
+            memory,
+            kicks,
+            queues,
+            queue_select: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+        };
+        let page = RegisterPage::new(pages, index);
+        page.set(MAGIC, MAGIC_VALUE);
+        page.set(VERSION, VERSION_VALUE);
+        page.set(DEVICE_ID, state.device.device_type());
+        page.set(VENDOR_ID, VENDOR_VALUE);
+        for offset in (SHM_LEN_LOW..=SHM_BASE_HIGH).step_by(4) {
+            page.set(offset, u32::MAX);
+        }
+        state.publish(&page);
+        state.publish_config(&page);
         Ok(Self {
-            state: Mutex::new(State {
-                device,
-                memory,
-                kicks,
-                queues,
-                queue_select: 0,
-                device_features_select: 0,
-                driver_features_select: 0,
-                driver_features: 0,
-            }),
+            state: Mutex::new(state),
             shared: Arc::new(Shared {
-                status: AtomicU32::new(0),
-                interrupt_status: AtomicU32::new(0),
-                config_generation: AtomicU32::new(0),
+                page,
                 interrupt,
                 counters,
             }),
@@ -111,9 +138,14 @@ impl MmioTransport {
     }
 
     /// Calls `register` with each queue's index and the event that a write of the index to [`QUEUE_NOTIFY`] is to cause.
-    pub fn for_each_kick<E>(&self, mut register: impl FnMut(u32, &EventFd) -> Result<(), E>) -> Result<(), E> {
+    pub fn for_each_kick<E>(
+        &self,
+        mut register: impl FnMut(u32, &EventFd) -> Result<(), E>,
+    ) -> Result<(), E> {
         let state = self.state();
-        (0..).zip(&state.kicks).try_for_each(|(index, kick)| register(index, kick))
+        (0..)
+            .zip(&state.kicks)
+            .try_for_each(|(index, kick)| register(index, kick))
     }
 
     /// Ends the device's work, as a driver's reset does.
@@ -127,20 +159,18 @@ impl MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
-    /// Registers have 32 bits and are read whole (4.2.2.2); any other access reads as zero.
+    /// Answers as the page would: where KVM can map it, no read comes here.
     fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(offset) = offset.checked_sub(CONFIG) {
-            self.state().device.read_config(offset, data);
-        } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
-            *data = self.read_register(offset).to_le_bytes();
-        }
+        self.shared.page.read(offset, data);
     }
 
+    /// Registers have 32 bits and are written whole (4.2.2.2); any other write does nothing.
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
-            if self.shared.status.load(Ordering::SeqCst) & DRIVER != 0 {
-                self.state().device.write_config(offset, data);
+            if self.shared.status() & DRIVER != 0 {
+                let mut state = self.state();
+                state.device.write_config(offset, data);
+                state.publish_config(&self.shared.page);
             }
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(data));
@@ -149,34 +179,13 @@ impl BusDevice for MmioTransport {
 }
 
 impl MmioTransport {
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            MAGIC => MAGIC_VALUE,
-            VERSION => VERSION_VALUE,
-            DEVICE_ID => self.state().device.device_type(),
-            VENDOR_ID => VENDOR_VALUE,
-            DEVICE_FEATURES => {
-                let state = self.state();
-                half(state.device.features(), state.device_features_select)
-            }
-            QUEUE_SIZE_MAX => {
-                let state = self.state();
-                state.selected().map_or(0, |queue| u32::from(queue.max_size()))
-            }
-            QUEUE_READY => self.state().selected().map_or(0, |queue| u32::from(queue.ready)),
-            INTERRUPT_STATUS => self.shared.interrupt_status.load(Ordering::SeqCst),
-            STATUS => self.shared.status.load(Ordering::SeqCst),
-            SHM_LEN_LOW..=SHM_BASE_HIGH => u32::MAX,
-            CONFIG_GENERATION => self.shared.config_generation.load(Ordering::SeqCst),
-            _ => 0,
-        }
-    }
-
     fn write_register(&self, offset: u64, value: u32) {
-        let status = self.shared.status.load(Ordering::SeqCst);
+        let status = self.shared.status();
         match offset {
             INTERRUPT_ACK => {
-                self.shared.interrupt_status.fetch_and(!value, Ordering::SeqCst);
+                let register = self.shared.page.register(INTERRUPT_STATUS);
+                register.fetch_and(!value.to_le(), Ordering::SeqCst);
+                return;
             }
             STATUS => self.state().write_status(value, &self.shared),
             DEVICE_FEATURES_SEL => self.state().device_features_select = value,
@@ -195,24 +204,45 @@ impl MmioTransport {
             QUEUE_SEL => self.state().queue_select = value,
             // Queues are set up between the agreement on features and the driver's being ready (3.1.1).
             _ if status & (FEATURES_OK | DRIVER_OK | DEVICE_NEEDS_RESET) == FEATURES_OK => {
-                if !self.state().write_queue(offset, value) {
+                let accepted = self.state().write_queue(offset, value);
+                if !accepted {
                     self.shared.fail_device();
                 }
             }
-            _ => {}
+            _ => return,
         }
+        self.state().publish(&self.shared.page);
     }
 }
 
 impl State {
+    /// Makes the registers say what they say now.
+    fn publish(&self, page: &RegisterPage) {
+        page.set(
+            DEVICE_FEATURES,
+            half(self.device.features(), self.device_features_select),
+        );
+        let queue = self.selected();
+        page.set(
+            QUEUE_SIZE_MAX,
+            queue.map_or(0, |queue| u32::from(queue.max_size())),
+        );
+        page.set(QUEUE_READY, queue.map_or(0, |queue| u32::from(queue.ready)));
+    }
+
+    fn publish_config(&self, page: &RegisterPage) {
+        page.set_config(|config| self.device.read_config(0, config));
+    }
+
     fn selected(&self) -> Option<&QueueSetup> {
         self.queues.get(usize::try_from(self.queue_select).ok()?)
     }
 
     /// Returns whether the driver asked for something sensible.
     fn write_queue(&mut self, offset: u64, value: u32) -> bool {
-        let Some(queue) =
-            usize::try_from(self.queue_select).ok().and_then(|index| self.queues.get_mut(index))
+        let Some(queue) = usize::try_from(self.queue_select)
+            .ok()
+            .and_then(|index| self.queues.get_mut(index))
         else {
             return true;
         };
@@ -244,25 +274,28 @@ impl State {
         if value == 0 {
             return self.reset(shared);
         }
-        let status = shared.status.load(Ordering::SeqCst);
+        let status = shared.status();
         if status & (FAILED | DEVICE_NEEDS_RESET) != 0 {
             return;
         }
         if value & FAILED != 0 {
-            shared.status.fetch_or(FAILED, Ordering::SeqCst);
+            shared.add_status(FAILED);
             return;
         }
-        for (bit, before) in
-            [(ACKNOWLEDGE, 0), (DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)]
-        {
-            let status = shared.status.load(Ordering::SeqCst);
+        for (bit, before) in [
+            (ACKNOWLEDGE, 0),
+            (DRIVER, ACKNOWLEDGE),
+            (FEATURES_OK, DRIVER),
+            (DRIVER_OK, FEATURES_OK),
+        ] {
+            let status = shared.status();
             if value & bit == 0 || status & bit != 0 || status & before != before {
                 continue;
             }
             if bit == FEATURES_OK && !self.features_agree() {
                 continue;
             }
-            shared.status.fetch_or(bit, Ordering::SeqCst);
+            shared.add_status(bit);
             if bit == DRIVER_OK && !self.activate(shared) {
                 shared.fail_device();
             }
@@ -271,14 +304,19 @@ impl State {
 
     /// The driver took only what was offered, and what every driver of this transport version must take.
     fn features_agree(&self) -> bool {
-        self.driver_features & !self.device.features() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+        self.driver_features & !self.device.features() == 0
+            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
     }
 
     fn activate(&mut self, shared: &Arc<Shared>) -> bool {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.queues.len());
         for (setup, kick) in self.queues.iter().zip(&self.kicks) {
-            let queue = if setup.ready { setup.build(&self.memory) } else { None };
+            let queue = if setup.ready {
+                setup.build(&self.memory)
+            } else {
+                None
+            };
             let (Some(mut queue), Ok(kick)) = (queue, kick.try_clone()) else {
                 return false;
             };
@@ -301,13 +339,17 @@ impl State {
         self.device_features_select = 0;
         self.driver_features_select = 0;
         self.driver_features = 0;
-        shared.interrupt_status.store(0, Ordering::SeqCst);
-        shared.status.store(0, Ordering::SeqCst);
+        shared.page.set(INTERRUPT_STATUS, 0);
+        shared.page.set(STATUS, 0);
     }
 }
 
 fn new_queues(device: &dyn VirtioDevice) -> Vec<QueueSetup> {
-    device.queue_sizes().iter().map(|&max_size| QueueSetup::new(max_size)).collect()
+    device
+        .queue_sizes()
+        .iter()
+        .map(|&max_size| QueueSetup::new(max_size))
+        .collect()
 }
 
 /// The low or the high 32 bits of the features; there are none beyond.

@@ -34,9 +34,15 @@ impl QueueSetup {
     pub(super) fn build(&self, memory: &GuestMemoryMmap) -> Option<Queue> {
         let mut queue = Queue::new(self.max_size).ok()?;
         queue.try_set_size(u16::try_from(self.size).ok()?).ok()?;
-        queue.try_set_desc_table_address(GuestAddress(self.descriptors)).ok()?;
-        queue.try_set_avail_ring_address(GuestAddress(self.driver_area)).ok()?;
-        queue.try_set_used_ring_address(GuestAddress(self.device_area)).ok()?;
+        queue
+            .try_set_desc_table_address(GuestAddress(self.descriptors))
+            .ok()?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(self.driver_area))
+            .ok()?;
+        queue
+            .try_set_used_ring_address(GuestAddress(self.device_area))
+            .ok()?;
         queue.set_ready(true);
         // A ring at address zero is what a driver that set nothing up has; the queue refuses to work with it.
         (self.driver_area != 0 && queue.is_valid(memory)).then_some(queue)
@@ -46,7 +52,11 @@ impl QueueSetup {
 /// Replaces one half of a 64-bit address.
 pub(super) fn set_half(address: &mut u64, high: bool, value: u32) {
     let value = u64::from(value);
-    *address = if high { *address & 0xffff_ffff | value << 32 } else { *address & !0xffff_ffff | value };
+    *address = if high {
+        *address & 0xffff_ffff | value << 32
+    } else {
+        *address & !0xffff_ffff | value
+    };
 }
 
 #[cfg(test)]
@@ -61,7 +71,13 @@ mod tests {
 
     fn setup(size: u32, areas: [u64; 3]) -> QueueSetup {
         let [descriptors, driver_area, device_area] = areas;
-        QueueSetup { size, descriptors, driver_area, device_area, ..QueueSetup::new(256) }
+        QueueSetup {
+            size,
+            descriptors,
+            driver_area,
+            device_area,
+            ..QueueSetup::new(256)
+        }
     }
 
     #[test]
@@ -75,7 +91,10 @@ mod tests {
     fn bad_sizes_and_areas_are_refused() {
         let memory = memory::allocate(MIB).unwrap();
         for size in [0, 3, 257, 512, 0x1_0000, 0x1_0100, u32::MAX] {
-            assert!(setup(size, [0x1000, 0x2000, 0x3000]).build(&memory).is_none(), "size {size}");
+            assert!(
+                setup(size, [0x1000, 0x2000, 0x3000]).build(&memory).is_none(),
+                "size {size}"
+            );
         }
         for areas in [
             [0x1001, 0x2000, 0x3000],

@@ -91,10 +91,11 @@ impl VirtioDevice for Net {
             interrupt,
             features,
         } = activation;
+        let got = queues.len();
         let Ok([receive, transmit]) = <[_; 2]>::try_from(queues) else {
-            return Err(ActivateError::Events(std::io::ErrorKind::InvalidInput.into()));
+            return Err(ActivateError::Queues { expected: 2, got });
         };
-        tap::configure(&self.tap, features).map_err(ActivateError::Events)?;
+        tap::configure(&self.tap, features).map_err(ActivateError::Backend)?;
         let events = Events::new(receive.kick, transmit.kick, &self.tap).map_err(ActivateError::Events)?;
         let tap = Arc::clone(&self.tap);
         let counters = Arc::clone(&self.counters);

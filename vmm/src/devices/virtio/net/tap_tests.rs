@@ -38,14 +38,13 @@ fn ioctl<T>(fd: &OwnedFd, request: libc::Ioctl, argument: &mut T) -> io::Result<
 }
 
 fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; a new descriptor belongs to nobody else.
+    // SAFETY: no pointers.
     let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
-    // SAFETY: as above, and it is not negative.
     if fd < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: a new descriptor, which belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A tap that is up, in the network namespace of this thread, and a packet socket on it.
@@ -126,7 +125,7 @@ impl Guest {
     /// A guest with so many receive buffers.
     fn new(tap: OwnedFd, buffers: u64) -> Self {
         let memory = memory();
-        let (mut receive, receive_queue) = Driver::new(&memory, 0x1_0000, QUEUE);
+        let (receive, receive_queue) = Driver::new(&memory, 0x1_0000, QUEUE);
         let (transmit, transmit_queue) = Driver::new(&memory, 0x2_0000, QUEUE);
         let interrupt = Arc::new(TestInterrupt::default());
         let mut device = Net::new(tap, MAC, None, Arc::new(Counters::default()));
@@ -138,16 +137,21 @@ impl Guest {
                 features: device.features(),
             })
             .unwrap();
-        for slot in 0..buffers {
-            let address = RECEIVE_BUFFERS + slot * u64::from(BUFFER_BYTES);
-            receive.offer(&[(address, BUFFER_BYTES)], true);
-        }
-        Self {
+        let mut guest = Self {
             device,
             receive,
             transmit,
             interrupt,
             slot: 0,
+        };
+        guest.offer_receive_buffers(0..buffers);
+        guest
+    }
+
+    fn offer_receive_buffers(&mut self, slots: std::ops::Range<u64>) {
+        for slot in slots {
+            let address = RECEIVE_BUFFERS + slot * u64::from(BUFFER_BYTES);
+            self.receive.offer(&[(address, BUFFER_BYTES)], true);
         }
     }
 
@@ -333,14 +337,19 @@ const SEGMENTATION: [u8; 10] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0];
 
 #[test]
 fn large_segments_cross_a_tap_whole() {
+    const FEW: u64 = 10;
     in_a_namespace(|| {
         let (tap, host) = match tap_and_host(IPV4, true) {
             Ok(pair) => pair,
             Err(error) => return eprintln!("SKIPPED: no tap: {error}"),
         };
-        let mut guest = Guest::new(tap, u64::from(QUEUE));
+        let mut guest = Guest::new(tap, FEW);
         let to_guest = tcp_segment(MAC, HOST_MAC, 60_000);
         host_send(&host, &[&SEGMENTATION[..], &to_guest].concat());
+        // Too few buffers: it has to wait, and the driver's kick has to wake it.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(guest.try_receive(IPV4), None);
+        guest.offer_receive_buffers(FEW..u64::from(QUEUE));
         let frame = guest.receive(IPV4);
         assert_eq!(frame[..2], SEGMENTATION[..2]);
         assert!(frame[HEADER_BYTES..] == to_guest);
@@ -369,12 +378,7 @@ fn large_segments_cross_a_tap_whole() {
             features,
         };
         guest.device.activate(activation).unwrap();
-        for slot in 0..u64::from(QUEUE) {
-            guest.receive.offer(
-                &[(RECEIVE_BUFFERS + slot * u64::from(BUFFER_BYTES), BUFFER_BYTES)],
-                true,
-            );
-        }
+        guest.offer_receive_buffers(0..u64::from(QUEUE));
         host_send(
             &host,
             &[&SEGMENTATION[..], &tcp_segment(MAC, HOST_MAC, 4_000)].concat(),

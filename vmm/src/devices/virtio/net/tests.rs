@@ -10,6 +10,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::driver::{Driver, INDIRECT, NEXT, WRITE, memory};
 use super::header::HEADER_BYTES;
@@ -203,6 +204,7 @@ fn one_run_sends_a_bounded_number_of_frames() {
 
 struct Receiver {
     driver: Driver,
+    kick: EventFd,
     receive: Receive,
     tap: OwnedFd,
     host: UnixDatagram,
@@ -222,6 +224,7 @@ impl Receiver {
         let buffers = vec![0; usize::from(size)];
         Self {
             driver,
+            kick: queue.kick,
             receive,
             tap,
             host,
@@ -290,11 +293,16 @@ fn frame_waits_until_the_driver_has_offered_enough_buffers() {
     let (first, second) = (frame_with_header(20_000), frame_with_header(100));
     receiver.send(&first);
     receiver.send(&second);
+    let _ = receiver.kick.read();
     receiver.run();
     assert_eq!(receiver.arrived(), None);
     for _ in 0..4 {
         receiver.offer(4096);
     }
+    assert!(
+        receiver.kick.read().is_ok(),
+        "the driver was not asked for a kick"
+    );
     receiver.run();
     assert_eq!(receiver.arrived(), Some((first, 5)));
     assert_eq!(receiver.arrived(), Some((second, 1)));

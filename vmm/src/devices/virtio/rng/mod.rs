@@ -24,7 +24,10 @@ pub struct Rng {
 
 impl Rng {
     pub fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, worker: None }
+        Self {
+            counters,
+            worker: None,
+        }
     }
 }
 
@@ -45,7 +48,12 @@ impl VirtioDevice for Rng {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let counters = self.counters.clone();
-        let Activation { memory, queues, interrupt, .. } = activation;
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
         for queue in queues {
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
             let counters = counters.clone();

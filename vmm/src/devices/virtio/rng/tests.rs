@@ -11,7 +11,13 @@ fn start() -> (Rng, Driver, Arc<TestInterrupt>, Arc<Counters>) {
     let (driver, queue) = Driver::new(&memory, 0x10_0000, 64);
     let interrupt = Arc::new(TestInterrupt::default());
     let features = rng.features();
-    rng.activate(Activation { memory, queues: vec![queue], interrupt: interrupt.clone(), features }).unwrap();
+    rng.activate(Activation {
+        memory,
+        queues: vec![queue],
+        interrupt: interrupt.clone(),
+        features,
+    })
+    .unwrap();
     (rng, driver, interrupt, counters)
 }
 
@@ -23,7 +29,10 @@ fn buffers_are_filled_with_random_bytes() {
     assert_eq!(written, 64);
     let mut bytes = [0u8; 32];
     for address in [0x1000, 0x2000] {
-        driver.memory.read_slice(&mut bytes, vm_memory::GuestAddress(address)).unwrap();
+        driver
+            .memory
+            .read_slice(&mut bytes, vm_memory::GuestAddress(address))
+            .unwrap();
         assert!(bytes.iter().any(|byte| *byte != 0));
     }
     rng.reset();

@@ -78,8 +78,9 @@ impl VirtioDevice for Vsock {
             interrupt,
             ..
         } = activation;
+        let got = queues.len();
         let Ok([receive, transmit, _event]) = <[_; 3]>::try_from(queues) else {
-            return Err(ActivateError::Events(std::io::ErrorKind::InvalidInput.into()));
+            return Err(ActivateError::Queues { expected: 3, got });
         };
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ActivateError::Events)?;
         let events = Events {

@@ -1,0 +1,249 @@
+"""What `cargo xtask bench` measures, in one run, in turn: berth-vmm against `qemu-system-x86_64 -M microvm` on the same
+kernel and init, and a task from RunTask to its first output.
+
+Absolute times of an emulated lab mean nothing outside it; ratios of medians do.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "e2e"))
+
+import product
+
+MEMORY_MIB = 256
+READY = b"berth-init ready"
+PROBE = "console=ttyS0 quiet loglevel=1 panic=-1 pci=off i8042.noaux berth.guest=1 berth.probe=1"
+IDLE = "quiet loglevel=1 panic=-1 pci=off i8042.noaux berth.guest=1"
+TIMEOUT = 180
+TRACING = Path("/sys/kernel/tracing")
+KERNEL, INITRD = product.GUEST / "vmlinux", product.GUEST / "initrd.cpio"
+
+
+class Machine:
+    """A berth-vmm with the descriptors that it needs; its serial port is a pipe."""
+
+    def __init__(self, cmdline, serial):
+        inherited = []
+
+        def opened(path, flags):
+            inherited.append(os.open(path, flags))
+            return inherited[-1]
+
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.bind(str(product.SCRATCH / f"control-{time.monotonic_ns()}"))
+        self._control.listen(4)
+        inherited.append(self._control.fileno())
+        self.output, writer = os.pipe()
+        inherited.append(writer)
+        config = {
+            "version": 1,
+            "vcpus": 1,
+            "memory_mib": MEMORY_MIB,
+            "kvm_fd": opened("/dev/kvm", os.O_RDWR),
+            "kernel_fd": opened(KERNEL, os.O_RDONLY),
+            "initrd_fd": opened(INITRD, os.O_RDONLY),
+            "cmdline": cmdline,
+            "control_fd": self._control.fileno(),
+            "vsock": {"guest_cid": 3},
+            "entropy": True,
+            "serial_fd": writer if serial else None,
+        }
+        file = os.memfd_create("config")
+        os.write(file, json.dumps(config).encode())
+        os.lseek(file, 0, os.SEEK_SET)
+        inherited.append(file)
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [product.VMM, "--config-fd", str(file)], stdin=subprocess.DEVNULL, pass_fds=inherited
+        )
+        for descriptor in inherited:
+            if descriptor != self._control.fileno():
+                os.close(descriptor)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=TIMEOUT)
+        os.close(self.output)
+        self._control.close()
+
+
+class Qemu:
+    """QEMU's microvm with the same kernel, init and size; nothing in it that the other has not."""
+
+    def __init__(self):
+        self.output, writer = os.pipe()
+        command = ["qemu-system-x86_64", "-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on"]
+        command += ["-enable-kvm", "-cpu", "host", "-smp", "1", "-m", f"{MEMORY_MIB}M", "-no-reboot", "-nodefaults"]
+        command += ["-no-user-config", "-nographic", "-serial", "stdio", "-device", "virtio-rng-device"]
+        command += ["-kernel", KERNEL, "-initrd", INITRD, "-append", PROBE]
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer)
+        os.close(writer)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=TIMEOUT)
+        os.close(self.output)
+
+
+def until_ready(machine):
+    """Milliseconds from the start of the process to the first line of user space."""
+    text = b""
+    os.set_blocking(machine.output, False)
+    while READY not in text:
+        if time.monotonic() - machine.started > TIMEOUT:
+            raise RuntimeError(f"no sign of user space; the console says {text[-500:]!r}")
+        try:
+            piece = os.read(machine.output, 4096)
+        except BlockingIOError:
+            time.sleep(0.0005)
+            continue
+        if not piece:
+            raise RuntimeError(f"the machine ended before user space; the console says {text[-500:]!r}")
+        text += piece
+    return (time.monotonic() - machine.started) * 1000
+
+
+def boot(kind):
+    machine = Machine(PROBE, serial=True) if kind == "berth" else Qemu()
+    try:
+        return until_ready(machine)
+    finally:
+        machine.close()
+
+
+class Exits:
+    """Counts KVM exits between two moments, by the kernel's own histograms."""
+
+    EVENTS = {"total": "kvm_exit", "user": "kvm_userspace_exit"}
+
+    def __enter__(self):
+        for event in self.EVENTS.values():
+            self._write(event, "hist:keys=common_pid")
+        return self
+
+    def counts(self):
+        counts = {}
+        for name, event in self.EVENTS.items():
+            text = (TRACING / "events/kvm" / event / "hist").read_text()
+            counts[name] = int(re.search(r"Hits: (\d+)", text).group(1))
+        return counts
+
+    def __exit__(self, *_):
+        for event in self.EVENTS.values():
+            self._write(event, "!hist:keys=common_pid")
+
+    def _write(self, event, text):
+        (TRACING / "events/kvm" / event / "trigger").write_text(text + "\n")
+
+
+def exits_per_boot(rounds):
+    if not (TRACING / "events/kvm").is_dir():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=False)
+    totals, users = [], []
+    for _ in range(rounds):
+        with Exits() as exits:
+            boot("berth")
+            counts = exits.counts()
+        totals.append(counts["total"])
+        users.append(counts["user"])
+    return statistics.median(totals), statistics.median(users)
+
+
+def resident_outside_guest():
+    """MiB of an idle machine that are not the guest's memory: all, and the anonymous part."""
+    machine = Machine(IDLE, serial=False)
+    try:
+        time.sleep(8)
+        resident = anonymous = 0
+        smaps = Path(f"/proc/{machine.process.pid}/smaps").read_text()
+        for mapping in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", smaps)[1:]:
+            fields = dict(re.findall(r"(?m)^(\w+):\s+(\d+) kB", mapping))
+            if int(fields["Size"]) >= MEMORY_MIB * 1024:
+                continue
+            resident += int(fields["Rss"])
+            anonymous += int(fields["Anonymous"])
+        return resident / 1024, anonymous / 1024
+    finally:
+        machine.close()
+
+
+def run_task_to_output(rounds):
+    """Milliseconds from RunTask to the container's first output, the image being there, the machine cold."""
+    import images
+    from daemon import Daemon
+    from registry import Registry
+    from tasks import Tasks
+
+    registry = Registry().start()
+    daemon = Daemon(product.SCRATCH / "data", [registry.host]).start()
+    try:
+        folder = product.SCRATCH / "image"
+        images.write_layout(folder, [images.busybox_layer()], {"Cmd": ["sh"]})
+        registry.push(folder, "busybox")
+        subnets = daemon.wire.berth("DescribeNetworks")["subnets"]
+        tasks = Tasks(daemon, {"subnets": [subnets[0]["subnetId"]]})
+        definition = tasks.define(f"{registry.host}/busybox:latest", "echo first")
+        times = []
+        for _ in range(rounds + 1):
+            start = time.monotonic()
+            task = tasks.run(definition)
+            assert tasks.output(task, follow=True) == b"first\n"
+            times.append((time.monotonic() - start) * 1000)
+            tasks.wait(task, "STOPPED")
+        # The first pulls the image.
+        return times[1:]
+    finally:
+        daemon.stop()
+        registry.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    times = {"berth": [], "qemu": []}
+    for _ in range(options.rounds):
+        for kind, measured in times.items():
+            measured.append(boot(kind))
+    cold, peer = statistics.median(times["berth"]), statistics.median(times["qemu"])
+    total, user = exits_per_boot(3)
+    resident, anonymous = resident_outside_guest()
+    first_output = statistics.median(run_task_to_output(3))
+    rows = [
+        ("cold_boot_vs_qemu", cold / peer, "ratio"),
+        ("cold_boot_ms", cold, "ms"),
+        ("cold_boot_qemu_ms", peer, "ms"),
+        ("kvm_exits_per_boot", total, "exits"),
+        ("kvm_exits_to_user_per_boot", user, "exits"),
+        ("vmm_rss_outside_guest_mib", resident, "MiB"),
+        ("vmm_rss_anonymous_mib", anonymous, "MiB"),
+        ("run_task_to_first_output_ms", first_output, "ms"),
+        ("run_task_to_first_output_vs_qemu_boot", first_output / peer, "ratio"),
+    ]
+    rows = [{"name": name, "value": round(value, 3), "unit": unit} for name, value, unit in rows]
+    for row in rows:
+        print(f"{row['name']:40} {row['value']:>12} {row['unit']}")
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    shutil.rmtree(product.SCRATCH, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
