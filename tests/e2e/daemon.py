@@ -32,11 +32,11 @@ class Daemon:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.data_dir.parent / f"{self.data_dir.name}.log"
         self.process = None
-        self._arguments = [f"--data-dir={self.data_dir}", f"--listen=127.0.0.1:{self.port}", f"--account-id={ACCOUNT}"]
-        self._arguments += [f"--vmm={product.VMM}"]
-        self._arguments += [f"--kernel={product.GUEST}/vmlinux", f"--initrd={product.GUEST}/initrd.cpio"]
-        self._arguments += [f"--insecure-registry={registry}" for registry in insecure_registries]
-        self._arguments += list(arguments)
+        self.arguments = [f"--data-dir={self.data_dir}", f"--listen=127.0.0.1:{self.port}", f"--account-id={ACCOUNT}"]
+        self.arguments += [f"--vmm={product.VMM}"]
+        self.arguments += [f"--kernel={product.GUEST}/vmlinux", f"--initrd={product.GUEST}/initrd.cpio"]
+        self.arguments += [f"--insecure-registry={registry}" for registry in insecure_registries]
+        self.arguments += list(arguments)
         self.exports = ""
 
     # Life.
@@ -46,7 +46,7 @@ class Daemon:
         environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", "info"), "RUST_BACKTRACE": "1"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [product.BERTH, "serve", *self._arguments],
+                [product.BERTH, "serve", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -59,7 +59,10 @@ mod tests {
     fn a_report_replaces_what_was_in_the_file() {
         let mut file = tempfile::tempfile().unwrap();
         io::Write::write_all(&mut file, &[b'x'; 1000]).unwrap();
-        let report = ExitReport { reason: ExitReason::Error, detail: Some("why".into()) };
+        let report = ExitReport {
+            reason: ExitReason::Error,
+            detail: Some("why".into()),
+        };
         write_report(&file, &report).unwrap();
         io::Seek::rewind(&mut file).unwrap();
         assert_eq!(serde_json::from_reader::<_, ExitReport>(file).unwrap(), report);

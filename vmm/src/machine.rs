@@ -10,7 +10,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::acpi::Hardware;
-use crate::arch::boot::{self, BootError, Payload};
+use crate::arch::boot::{self, BootError, Entry, Payload};
 use crate::arch::layout;
 use crate::arch::vcpu::{VcpuSetupError, VcpuTemplate};
 use crate::arch::vm::{self, VmError};
@@ -22,6 +22,7 @@ use crate::control::server::{
 use crate::control::{CONTROL_VERSION, Info, Metrics};
 use crate::devices::power::Power;
 use crate::devices::serial::SerialPort;
+use crate::devices::system_control::{SYSTEM_CONTROL_PORT, SystemControl};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, DiskError};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, RegisterPages};
@@ -121,16 +122,7 @@ impl Machine {
             cmdline: &config.cmdline,
         };
         let entry = boot::load(&memory, &payload, hardware)?;
-        let template = VcpuTemplate::new(&kvm, config.vcpus)?;
-        let vcpus = (0..config.vcpus)
-            .map(|vcpu| {
-                let fd = vm
-                    .create_vcpu(u64::from(vcpu))
-                    .map_err(|source| MachineError::CreateVcpu { vcpu, source })?;
-                template.apply(&fd, vcpu, entry)?;
-                Ok(fd)
-            })
-            .collect::<Result<_, MachineError>>()?;
+        let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry)?;
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -142,6 +134,7 @@ impl Machine {
         };
         let power = Arc::new(Power::new(ending.clone()));
         assembly.add_ports(layout::POWER_PORT, layout::POWER_PORTS, power)?;
+        assembly.add_ports(SYSTEM_CONTROL_PORT, 1, Arc::new(SystemControl))?;
         let serial = match serial {
             Some(out) => {
                 let port = Arc::new(SerialPort::new(out, assembly.interrupt_line(layout::SERIAL_GSI)?));
@@ -229,16 +222,34 @@ impl Machine {
         if let Some(serial) = serial {
             serial.finish();
         }
-        let mut report =
-            ending.report().cloned().unwrap_or(ExitReport { reason: ExitReason::Error, detail: None });
+        let mut report = ending.report().cloned().unwrap_or(ExitReport {
+            reason: ExitReason::Error,
+            detail: None,
+        });
         if let Some(Err(error)) = exit.map(|exit| ending::write_report(&exit, &report)) {
             let detail = Some(format!("cannot write the exit report {report:?}: {error}"));
-            report = ExitReport { reason: ExitReason::Error, detail };
+            report = ExitReport {
+                reason: ExitReason::Error,
+                detail,
+            };
         }
         // Last, so that a client that sees its connection closed finds the report written.
         control.finish(&controlled);
         report
     }
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, MachineError> {
+    let template = VcpuTemplate::new(kvm, count)?;
+    (0..count)
+        .map(|vcpu| {
+            let fd = vm
+                .create_vcpu(u64::from(vcpu))
+                .map_err(|source| MachineError::CreateVcpu { vcpu, source })?;
+            template.apply(&fd, vcpu, entry)?;
+            Ok(fd)
+        })
+        .collect()
 }
 
 impl Controlled for ControlledMachine {
@@ -258,7 +269,11 @@ impl Controlled for ControlledMachine {
     }
 
     fn inject_nmi(&self) -> Result<(), String> {
-        vm::inject_nmi(&self.vm).map_err(|error| format!("cannot inject an interrupt: {error}"))
+        match vm::inject_nmi(&self.vm) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("the guest takes no interrupts".into()),
+            Err(error) => Err(format!("cannot inject an interrupt: {error}")),
+        }
     }
 
     fn streams(&self) -> Option<&dyn GuestStreams> {

@@ -68,7 +68,10 @@ fn run(config_fd: RawFd) -> Result<(), Box<dyn Error>> {
         Ok(machine) => machine.run(),
         Err(error) => {
             let detail = Some(format!("cannot build the machine: {error}"));
-            let report = ExitReport { reason: ExitReason::Error, detail };
+            let report = ExitReport {
+                reason: ExitReason::Error,
+                detail,
+            };
             if let Some(exit) = exit {
                 ending::write_report(&exit, &report)
                     .map_err(|error| format!("cannot write the exit report: {error}"))?;

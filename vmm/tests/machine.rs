@@ -120,9 +120,14 @@ fn a_non_maskable_interrupt_reaches_the_guest() {
         return;
     }
     // Without an interrupt table, any interrupt is a triple fault; a maskable one would not get through.
-    let machine = Launch::new(&[&[0xfa][..], &HALT].concat()).start();
+    let disable_interrupts = [0xfa];
+    // mov dword [0xfee000f0], 0x1ff: a local APIC takes nothing before it is switched on.
+    let enable_apic = [0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00];
+    let machine = Launch::new(&[&disable_interrupts[..], &enable_apic, &HALT].concat()).start();
     let client = machine.client();
-    assert_eq!(client.request(Command::Nmi).unwrap().0, Outcome::Done);
+    while client.request(Command::Nmi).unwrap().0 != Outcome::Done {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     assert_ended(&machine.wait(), ExitReason::TripleFault);
 }
 

@@ -1,22 +1,33 @@
-//! `cargo xtask bench`: builds Berth and measures it with `tests/bench.sh` in the lab.
+//! `cargo xtask bench`: builds Berth and measures it: `tests/bench.py` in the lab.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use crate::setup::{self, Consent};
-use crate::{lab, test, workspace};
+use crate::product::Product;
+use crate::setup::Consent;
+use crate::{lab, workspace};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
     /// Installs what is needed without asking (as do CI=true and BERTH_YES=1)
     #[arg(long)]
     yes: bool,
 }
 
+/// Returns the status of the script.
 pub(crate) fn run(options: &Options) -> Result<u8> {
-    let script = workspace::root().join("tests/bench.sh");
-    ensure!(script.exists(), "there is no benchmark: {} is missing", script.display());
-    let consent = Consent::new(options.yes);
-    setup::ensure(&[setup::LAB, setup::END_TO_END], consent)?;
-    test::build_product(consent)?;
-    lab::run(&lab::Options::for_command(test::with_product(vec![script.into()]), options.yes))
+    let product = Product::build(Consent::new(options.yes))?;
+    let script = workspace::root().join("tests/bench.py");
+    let mut line = product.python([script]);
+    // The figures stay, for comparing runs.
+    let figures = lab::results().join("bench.json");
+    line.extend([
+        "--rounds".into(),
+        options.rounds.to_string().into(),
+        "--json".into(),
+        figures.into(),
+    ]);
+    lab::run(&lab::Options::for_command(line, options.yes))
 }

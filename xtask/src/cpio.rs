@@ -29,15 +29,33 @@ impl<W: Write> Archive<W> {
     }
 
     pub(crate) fn directory(&mut self, name: &str, permissions: u32) -> io::Result<()> {
-        self.entry(&Entry { name, mode: DIRECTORY | permissions, links: 2, device: (0, 0), data: &[] })
+        self.entry(&Entry {
+            name,
+            mode: DIRECTORY | permissions,
+            links: 2,
+            device: (0, 0),
+            data: &[],
+        })
     }
 
     pub(crate) fn file(&mut self, name: &str, permissions: u32, data: &[u8]) -> io::Result<()> {
-        self.entry(&Entry { name, mode: REGULAR | permissions, links: 1, device: (0, 0), data })
+        self.entry(&Entry {
+            name,
+            mode: REGULAR | permissions,
+            links: 1,
+            device: (0, 0),
+            data,
+        })
     }
 
     pub(crate) fn symlink(&mut self, name: &str, target: &str) -> io::Result<()> {
-        self.entry(&Entry { name, mode: SYMLINK | 0o777, links: 1, device: (0, 0), data: target.as_bytes() })
+        self.entry(&Entry {
+            name,
+            mode: SYMLINK | 0o777,
+            links: 1,
+            device: (0, 0),
+            data: target.as_bytes(),
+        })
     }
 
     pub(crate) fn character_device(
@@ -59,7 +77,16 @@ impl<W: Write> Archive<W> {
     /// Writes the trailer and gives the sink back.
     pub(crate) fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
-        self.write(0, &Entry { name: TRAILER, mode: 0, links: 1, device: (0, 0), data: &[] })?;
+        self.write(
+            0,
+            &Entry {
+                name: TRAILER,
+                mode: 0,
+                links: 1,
+                device: (0, 0),
+                data: &[],
+            },
+        )?;
         Ok(self.out)
     }
 
@@ -69,13 +96,32 @@ impl<W: Write> Archive<W> {
     }
 
     fn write(&mut self, inode: u32, entry: &Entry<'_>) -> io::Result<()> {
-        let too_large = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is too large", entry.name));
+        let too_large = |_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} is too large", entry.name),
+            )
+        };
         let size = u32::try_from(entry.data.len()).map_err(too_large)?;
         let name_size = u32::try_from(entry.name.len() + 1).map_err(too_large)?;
         let (major, minor) = entry.device;
         // Magic, then: inode, mode, uid, gid, links, time, size, device (2), the node's own device (2), name, check.
         self.out.write_all(b"070701")?;
-        for field in [inode, entry.mode, 0, 0, entry.links, 0, size, 0, 0, major, minor, name_size, 0] {
+        for field in [
+            inode,
+            entry.mode,
+            0,
+            0,
+            entry.links,
+            0,
+            size,
+            0,
+            0,
+            major,
+            minor,
+            name_size,
+            0,
+        ] {
             write!(self.out, "{field:08X}")?;
         }
         self.out.write_all(entry.name.as_bytes())?;
@@ -97,8 +143,11 @@ mod tests {
 
     use super::*;
 
-    /// Name, mode, device and data of each entry, read by the rules of the format.
-    fn read(mut archive: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Name, mode, device and data.
+    type Node = (String, u32, (u32, u32), Vec<u8>);
+
+    /// Each entry, read by the rules of the format.
+    fn read(mut archive: &[u8]) -> Vec<Node> {
         let mut entries = Vec::new();
         loop {
             assert_eq!(&archive[..6], b"070701");
@@ -108,7 +157,9 @@ mod tests {
             };
             let (mode, size, name_size) = (field(1), field(6) as usize, field(11) as usize);
             let device = (field(9), field(10));
-            let name = std::str::from_utf8(&archive[110..110 + name_size - 1]).unwrap().to_owned();
+            let name = std::str::from_utf8(&archive[110..110 + name_size - 1])
+                .unwrap()
+                .to_owned();
             assert_eq!(archive[110 + name_size - 1], 0);
             let data = (110 + name_size).next_multiple_of(4);
             if name == TRAILER {

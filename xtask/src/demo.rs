@@ -1,9 +1,10 @@
-//! `cargo xtask demo`: builds Berth and runs `tests/demo.sh` in the lab.
+//! `cargo xtask demo`: builds Berth and shows it at work: `tests/demo.py` in the lab.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use crate::setup::{self, Consent};
-use crate::{lab, test, workspace};
+use crate::product::Product;
+use crate::setup::Consent;
+use crate::{lab, workspace};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -12,11 +13,9 @@ pub(crate) struct Options {
     yes: bool,
 }
 
+/// Returns the status of the script.
 pub(crate) fn run(options: &Options) -> Result<u8> {
-    let script = workspace::root().join("tests/demo.sh");
-    ensure!(script.exists(), "there is no demonstration: {} is missing", script.display());
-    let consent = Consent::new(options.yes);
-    setup::ensure(&[setup::LAB, setup::END_TO_END], consent)?;
-    test::build_product(consent)?;
-    lab::run(&lab::Options::for_command(test::with_product(vec![script.into()]), options.yes))
+    let product = Product::build(Consent::new(options.yes))?;
+    let script = workspace::root().join("tests/demo.py");
+    lab::run(&lab::Options::for_command(product.python([script]), options.yes))
 }

@@ -23,22 +23,37 @@ pub(crate) fn build(consent: Consent) -> Result<PathBuf> {
     let image = fs::read(&vmlinux).with_context(|| format!("cannot read {}", vmlinux.display()))?;
     write_if_changed(&folder.join("vmlinux"), &image)?;
 
-    let init = step("build berth-init", build_init)?;
+    let init = step("build berth-init", || {
+        build_static("berth-init", "berth-init", "machine")
+    })?;
     let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
     let archive = initrd(&init).context("cannot make the initial RAM file system")?;
     write_if_changed(&folder.join("initrd.cpio"), &archive)?;
     Ok(folder)
 }
 
-fn build_init() -> Result<PathBuf> {
+/// Builds a binary that needs no C library where it runs.
+pub(crate) fn build_static(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
     // Given by target, the flags do not reach build scripts, and a build of the workspace is not invalidated.
     run(Command::new(workspace::cargo())
         .current_dir(workspace::root())
-        .args(["build", "--quiet", "--package", "berth-init", "--profile", "machine", "--target", TARGET])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            package,
+            "--profile",
+            profile,
+            "--target",
+            TARGET,
+        ])
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(workspace::cargo_target().join(TARGET).join("machine/berth-init"))
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        ))?;
+    Ok(workspace::cargo_target().join(TARGET).join(profile).join(binary))
 }
 
 fn initrd(init: &[u8]) -> std::io::Result<Vec<u8>> {

@@ -45,19 +45,29 @@ pub(crate) fn build() -> Result<PathBuf> {
     let build = cache.join("build");
     let stamp = cache.join("src.version");
     if fs::read_to_string(&stamp).ok().as_deref() != Some(version.as_str()) {
-        step(format!("unpack kernel source {version}"), || unpack(&source, &build, &stamp, &version))?;
+        step(format!("unpack kernel source {version}"), || {
+            unpack(&source, &build, &stamp, &version)
+        })?;
     }
-    step("configure the guest kernel", || configure(&source, &build, &fragment_path, &fragment))?;
-    step("build the guest kernel (some minutes, once)", || compile(&source, &build))?;
+    step("configure the guest kernel", || {
+        configure(&source, &build, &fragment_path, &fragment)
+    })?;
+    step("build the guest kernel (some minutes, once)", || {
+        compile(&source, &build)
+    })?;
 
     let partial = cache.join(format!("vmlinux-{key}.partial"));
-    run(Command::new("objcopy").arg("--strip-all").arg(build.join("vmlinux")).arg(&partial))?;
+    run(Command::new("objcopy")
+        .arg("--strip-all")
+        .arg(build.join("vmlinux"))
+        .arg(&partial))?;
     fs::rename(&partial, &finished).with_context(|| format!("cannot create {}", finished.display()))?;
     Ok(finished)
 }
 
 fn source_version() -> Result<String> {
-    let output = capture(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", SOURCE_PACKAGE]))?;
+    let output =
+        capture(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", SOURCE_PACKAGE]))?;
     let version = String::from_utf8(output).context("the version of the kernel source is not text")?;
     ensure!(!version.is_empty(), "{SOURCE_PACKAGE} is not installed");
     Ok(version)
@@ -76,11 +86,21 @@ fn unpack(source: &Path, build: &Path, stamp: &Path, version: &str) -> Result<()
     }
     fs::create_dir_all(source).with_context(|| format!("cannot create {}", source.display()))?;
     let mut tar = Command::new("tar");
-    tar.args(["--extract", "--strip-components=1", "--file", SOURCE_ARCHIVE, "--directory"]).arg(source);
+    tar.args([
+        "--extract",
+        "--strip-components=1",
+        "--file",
+        SOURCE_ARCHIVE,
+        "--directory",
+    ])
+    .arg(source);
     let mut child = tar.spawn().context("cannot run tar")?;
     let mut progress = Progress::new("kernel source");
     let status = wait_with(&mut child, || progress.tick("unpacking"))?;
-    ensure!(status.success(), "cannot unpack {SOURCE_ARCHIVE}: tar failed: {status}");
+    ensure!(
+        status.success(),
+        "cannot unpack {SOURCE_ARCHIVE}: tar failed: {status}"
+    );
     fs::write(stamp, version).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
@@ -101,12 +121,19 @@ fn make(source: &Path, build: &Path) -> Command {
 
 fn configure(source: &Path, build: &Path, fragment_path: &Path, fragment: &str) -> Result<()> {
     fs::create_dir_all(build).with_context(|| format!("cannot create {}", build.display()))?;
-    capture(make(source, build).args(["--silent", "allnoconfig"]).env("KCONFIG_ALLCONFIG", fragment_path))?;
+    capture(
+        make(source, build)
+            .args(["--silent", "allnoconfig"])
+            .env("KCONFIG_ALLCONFIG", fragment_path),
+    )?;
     capture(make(source, build).args(["--silent", "olddefconfig"]))?;
     let config = fs::read_to_string(build.join(".config")).context("cannot read the kernel's .config")?;
     let lost = lost(fragment, &config);
     if !lost.is_empty() {
-        bail!("these lines of the kernel fragment did not survive olddefconfig:\n  {}", lost.join("\n  "));
+        bail!(
+            "these lines of the kernel fragment did not survive olddefconfig:\n  {}",
+            lost.join("\n  ")
+        );
     }
     Ok(())
 }
@@ -116,7 +143,10 @@ fn lost<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
     let lines: HashSet<&str> = config.lines().collect();
     let holds = |wanted: &str| match unset_option(wanted) {
         // An option whose dependencies are off has no line at all.
-        Some(option) => !config.lines().any(|line| line.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))),
+        Some(option) => !config.lines().any(|line| {
+            line.strip_prefix(option)
+                .is_some_and(|rest| rest.starts_with('='))
+        }),
         None => lines.contains(wanted),
     };
     fragment
@@ -129,13 +159,18 @@ fn lost<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
 
 /// The option named by a line `# CONFIG_X is not set`.
 fn unset_option(line: &str) -> Option<&str> {
-    line.strip_prefix("# ")?.strip_suffix(" is not set").filter(|option| option.starts_with("CONFIG_"))
+    line.strip_prefix("# ")?
+        .strip_suffix(" is not set")
+        .filter(|option| option.starts_with("CONFIG_"))
 }
 
 fn compile(source: &Path, build: &Path) -> Result<()> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let mut command = make(source, build);
-    command.arg(format!("--jobs={jobs}")).arg("vmlinux").stdout(Stdio::piped());
+    command
+        .arg(format!("--jobs={jobs}"))
+        .arg("vmlinux")
+        .stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot run make")?;
     let stdout = child.stdout.take().context("make has no output")?;
     let mut progress = Progress::new("guest kernel");
@@ -154,7 +189,8 @@ fn compile(source: &Path, build: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const FRAGMENT: &str = "# A comment\nCONFIG_A=y\nCONFIG_B=7\n# CONFIG_C is not set\n# CONFIG_D is not set\n";
+    const FRAGMENT: &str =
+        "# A comment\nCONFIG_A=y\nCONFIG_B=7\n# CONFIG_C is not set\n# CONFIG_D is not set\n";
 
     #[test]
     fn a_configuration_that_keeps_every_line_loses_nothing() {
@@ -165,7 +201,10 @@ mod tests {
     #[test]
     fn changed_missing_and_switched_on_options_are_lost() {
         let config = "CONFIG_A=m\nCONFIG_C=y\n";
-        assert_eq!(lost(FRAGMENT, config), ["CONFIG_A=y", "CONFIG_B=7", "# CONFIG_C is not set"]);
+        assert_eq!(
+            lost(FRAGMENT, config),
+            ["CONFIG_A=y", "CONFIG_B=7", "# CONFIG_C is not set"]
+        );
     }
 
     #[test]

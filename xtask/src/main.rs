@@ -7,6 +7,7 @@ mod guest;
 mod kernel;
 mod lab;
 mod park;
+mod product;
 mod setup;
 mod step;
 mod tally;

@@ -35,20 +35,20 @@ pub(crate) const LAB: &[Package] = &[
     package("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     package("busybox-static", "/bin/busybox"),
     package("kmod", "/sbin/modprobe"),
+    package("binutils", "/usr/bin/objcopy"),
     package("xz-utils", "/usr/bin/xz"),
     package("e2fsprogs", "/sbin/mkfs.ext4"),
     package("iproute2", "/sbin/ip"),
     package("util-linux", "/usr/bin/setpriv"),
 ];
 
-/// For the end-to-end tests: what Berth itself calls, and other people's tools that drive it.
+/// For the end-to-end tests: what Berth itself calls, and other people's tools that drive and feed it.
 pub(crate) const END_TO_END: &[Package] = &[
     package("erofs-utils", "/usr/bin/mkfs.erofs"),
     package("e2fsprogs", "/sbin/mkfs.ext4"),
     package("nftables", "/usr/sbin/nft"),
     package("iproute2", "/sbin/ip"),
     package("skopeo", "/usr/bin/skopeo"),
-    package("umoci", "/usr/bin/umoci"),
     package("docker-registry", "/usr/bin/docker-registry"),
     package("busybox-static", "/bin/busybox"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
@@ -65,7 +65,11 @@ impl Consent {
     /// Given by `--yes`, by `CI=true` or by `BERTH_YES=1`.
     pub(crate) fn new(yes: bool) -> Self {
         let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
-        if yes || set("CI", "true") || set("BERTH_YES", "1") { Self::Given } else { Self::Ask }
+        if yes || set("CI", "true") || set("BERTH_YES", "1") {
+            Self::Given
+        } else {
+            Self::Ask
+        }
     }
 }
 
@@ -84,7 +88,9 @@ pub(crate) fn ensure(lists: &[&[Package]], consent: Consent) -> Result<()> {
     }
     step(format!("install {names}"), || {
         run(apt_get().args(["update", "--quiet=2"]))?;
-        run(apt_get().args(["install", "--yes", "--quiet=2", "--no-install-recommends"]).args(&missing))
+        run(apt_get()
+            .args(["install", "--yes", "--quiet=2", "--no-install-recommends"])
+            .args(&missing))
     })
 }
 
@@ -105,7 +111,10 @@ fn agreed(names: &str) -> Result<bool> {
     eprint!("Berth needs these Debian packages: {names}\nInstall them now with apt-get? [y/N] ");
     stderr().flush().context("cannot write to the terminal")?;
     let mut answer = String::new();
-    stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("cannot read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 

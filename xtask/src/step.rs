@@ -68,7 +68,13 @@ impl Progress {
         let terminal = stderr().is_terminal();
         let every = Duration::from_secs(if terminal { 1 } else { 30 });
         let now = Instant::now();
-        Self { name: name.into(), start: now, shown: now, every, terminal }
+        Self {
+            name: name.into(),
+            start: now,
+            shown: now,
+            every,
+            terminal,
+        }
     }
 
     /// Tells the present state; shown at most once per interval.

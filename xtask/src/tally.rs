@@ -25,11 +25,18 @@ impl AddAssign for Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
     }
 }
 
-#[expect(clippy::expect_used, reason = "each pattern is a constant, compiled by a test")]
+#[expect(
+    clippy::expect_used,
+    reason = "each pattern is a constant, compiled by a test"
+)]
 fn pattern(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a constant pattern compiles")
 }
@@ -37,7 +44,8 @@ fn pattern(pattern: &str) -> Regex {
 static COLOR: LazyLock<Regex> = LazyLock::new(|| pattern(r"\x1b\[[0-9;]*m"));
 static NEXTEST: LazyLock<Regex> = LazyLock::new(|| pattern(r"^\s*Summary \[.*\] +[0-9/]+ tests? run: (.*)$"));
 static LIBTEST: LazyLock<Regex> = LazyLock::new(|| pattern(r"^test result: \w+\. (.*)$"));
-static COUNT: LazyLock<Regex> = LazyLock::new(|| pattern(r"(\d+) (passed|failed|exec failed|timed out|skipped|ignored)"));
+static COUNT: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"(\d+) (passed|failed|exec failed|timed out|skipped|ignored)"));
 static SUITE: LazyLock<Regex> = LazyLock::new(|| pattern(r"<testsuite\s([^>]*)>"));
 static ATTRIBUTE: LazyLock<Regex> = LazyLock::new(|| pattern(r#"\b(tests|failures|errors|skipped)="(\d+)""#));
 
@@ -65,14 +73,20 @@ pub(crate) fn junit(xml: &str) -> Result<Tally> {
     for suite in suites {
         let (mut tests, mut failed, mut skipped) = (0u64, 0u64, 0u64);
         for attribute in ATTRIBUTE.captures_iter(&suite[1]) {
-            let number: u64 = attribute[2].parse().context("a count of the JUnit file is out of range")?;
+            let number: u64 = attribute[2]
+                .parse()
+                .context("a count of the JUnit file is out of range")?;
             match &attribute[1] {
                 "tests" => tests += number,
                 "skipped" => skipped += number,
                 _ => failed += number,
             }
         }
-        sum += Tally { passed: tests.saturating_sub(failed.saturating_add(skipped)), failed, skipped };
+        sum += Tally {
+            passed: tests.saturating_sub(failed.saturating_add(skipped)),
+            failed,
+            skipped,
+        };
     }
     Ok(sum)
 }
@@ -82,7 +96,11 @@ mod tests {
     use super::*;
 
     fn tally(passed: u64, failed: u64, skipped: u64) -> Option<Tally> {
-        Some(Tally { passed, failed, skipped })
+        Some(Tally {
+            passed,
+            failed,
+            skipped,
+        })
     }
 
     #[test]
@@ -104,7 +122,10 @@ mod tests {
     #[test]
     fn other_lines_count_nothing() {
         assert_eq!(summary_line("test the_3_passed_and_4_failed ... ok"), None);
-        assert_eq!(summary_line("        PASS [   0.004s] xtask tally::tests::x"), None);
+        assert_eq!(
+            summary_line("        PASS [   0.004s] xtask tally::tests::x"),
+            None
+        );
     }
 
     #[test]

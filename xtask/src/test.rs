@@ -4,17 +4,16 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
-use sha2::{Digest, Sha256};
 
-use crate::setup::{self, Consent};
+use crate::product::Product;
+use crate::setup::Consent;
 use crate::step::{run as run_command, show, step};
 use crate::tally::{Tally, junit, summary_line};
-use crate::{guest, lab, workspace};
+use crate::{lab, workspace};
 
 /// The whole end-to-end suite ends well within this time, in seconds, even in the nested lab.
 const END_TO_END_LIMIT: u64 = 5400;
@@ -46,7 +45,9 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         }
     };
     if !options.e2e {
-        note(step("format", || run_command(cargo().args(["fmt", "--all", "--check"]))));
+        note(step("format", || {
+            run_command(cargo().args(["fmt", "--all", "--check"]))
+        }));
         note(step("lint", lint));
         note(step("unit and property tests", || unit_tests(&mut tally)));
         note(licences());
@@ -74,13 +75,27 @@ fn has(subcommand: &str) -> bool {
 }
 
 fn lint() -> Result<()> {
-    run_command(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+    run_command(cargo().args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))
 }
 
 fn unit_tests(tally: &mut Tally) -> Result<()> {
     let mut command = cargo();
     if has("nextest") {
-        command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+        command.args([
+            "nextest",
+            "run",
+            "--workspace",
+            "--no-fail-fast",
+            "--no-tests=pass",
+        ]);
     } else {
         eprintln!("    cargo-nextest is not installed: cargo test does it");
         command.args(["test", "--workspace", "--no-fail-fast"]);
@@ -103,7 +118,10 @@ fn run_counting(command: &mut Command) -> Result<(Tally, bool)> {
         .spawn()
         .with_context(|| format!("cannot run {shown}"))?;
     let stdout = child.stdout.take().context("the test runner has no output")?;
-    let stderr = child.stderr.take().context("the test runner has no error output")?;
+    let stderr = child
+        .stderr
+        .take()
+        .context("the test runner has no error output")?;
     let errors = thread::spawn(move || count(stderr, |line| eprintln!("{line}")));
     let mut tally = count(stdout, |line| println!("{line}"));
     if let Ok(more) = errors.join() {
@@ -130,49 +148,13 @@ fn licences() -> Result<()> {
         eprintln!("==> licences: SKIPPED, cargo-deny is not installed");
         return Ok(());
     }
-    step("licences", || run_command(cargo().args(["deny", "check", "licenses"])))
-}
-
-/// What an end-to-end run needs: release binaries, and the guest.
-pub(crate) fn build_product(consent: Consent) -> Result<()> {
-    step("build berth", || {
-        run_command(cargo().args(["build", "--quiet", "--release", "--package", "berth-api"]))
-    })?;
-    step("build berth-vmm", || {
-        run_command(cargo().args(["build", "--quiet", "--profile", "machine", "--package", "berth-vmm"]))
-    })?;
-    step("build the guest", || guest::build(consent)).map(drop)
-}
-
-/// The command, told by its environment where the product is.
-pub(crate) fn with_product(command: Vec<OsString>) -> Vec<OsString> {
-    let target = workspace::cargo_target();
-    let product = [
-        ("BERTH_BIN", target.join("release/berth")),
-        ("BERTH_VMM", target.join("machine/berth-vmm")),
-        ("BERTH_GUEST", workspace::output().join("guest")),
-    ];
-    let mut line: Vec<OsString> = vec!["env".into()];
-    for (name, path) in product {
-        let mut pair = OsString::from(format!("{name}="));
-        pair.push(path);
-        line.push(pair);
-    }
-    line.extend(command);
-    line
+    step("licences", || {
+        run_command(cargo().args(["deny", "check", "licenses"]))
+    })
 }
 
 fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
-    let suite = workspace::root().join("tests/e2e");
-    let requirements = suite.join("requirements.txt");
-    if !requirements.exists() {
-        bail!("there is no end-to-end suite: {} is missing", requirements.display());
-    }
-    let consent = Consent::new(options.yes);
-    setup::ensure(&[setup::LAB, setup::END_TO_END], consent)?;
-    build_product(consent)?;
-    let python = virtual_environment(&requirements)?;
-
+    let product = Product::build(Consent::new(options.yes))?;
     let results = lab::results();
     fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;
     let report = results.join("e2e.xml");
@@ -182,14 +164,13 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
     }
     let mut junit_option = OsString::from("--junitxml=");
     junit_option.push(&report);
-    let mut line: Vec<OsString> = vec![python.into()];
-    line.extend(["-m", "pytest", "-p", "no:cacheprovider", "--color=yes"].map(OsString::from));
+    let mut line = product.python(["-m", "pytest", "-p", "no:cacheprovider", "--color=yes"]);
     line.push(junit_option);
     if let Some(expression) = &options.expression {
         line.extend(["-k".into(), expression.into()]);
     }
-    line.push(suite.into());
-    let mut in_lab = lab::Options::for_command(with_product(line), options.yes);
+    line.push(workspace::root().join("tests/e2e").into());
+    let mut in_lab = lab::Options::for_command(line, options.yes);
     in_lab.timeout = Some(END_TO_END_LIMIT);
     let status = step("end-to-end tests in the lab", || lab::run(&in_lab))?;
 
@@ -197,27 +178,9 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
         .with_context(|| format!("the end-to-end tests ended with status {status} and without a report"))?;
     let found = junit(&xml)?;
     *tally += found;
-    ensure!(status == 0, "the end-to-end tests ended with status {status}: {found}");
+    ensure!(
+        status == 0,
+        "the end-to-end tests ended with status {status}: {found}"
+    );
     Ok(())
-}
-
-/// The Python of a virtual environment with exactly these requirements, in the cache.
-fn virtual_environment(requirements: &Path) -> Result<PathBuf> {
-    let text = fs::read(requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
-    let key = hex::encode(&Sha256::digest(&text)[..8]);
-    let folder = workspace::cache()?.join(format!("e2e-venv-{key}"));
-    let python = folder.join("bin/python");
-    let complete = folder.join("complete");
-    if complete.exists() {
-        return Ok(python);
-    }
-    step("install the end-to-end tests' Python packages (once)", || {
-        // Debian's own: a shim of a version chooser would be a shell script, slow in the lab.
-        run_command(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-        run_command(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
-        // Compiled here, once, and not at every start in the lab, where what is written is thrown away.
-        run_command(Command::new(&python).args(["-m", "compileall", "-q"]).arg(folder.join("lib")))?;
-        fs::write(&complete, "").with_context(|| format!("cannot write {}", complete.display()))
-    })?;
-    Ok(python)
 }

@@ -146,6 +146,9 @@ fn refusal(error: RuntimeError) -> ApiError {
         RuntimeError::ContainerNotFound(_) => {
             ApiError::ResourceNotFound("The specified container was not found.".to_owned())
         }
+        RuntimeError::InvalidPosition(position) => {
+            ApiError::InvalidParameter(format!("There is no output at position {position}."))
+        }
         error => unexpected(&error),
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-pub(super) use self::guest::{Files, GuestArgs};
+pub(super) use self::guest::GuestArgs;
 use super::{client, output, table};
 
 #[derive(Args)]

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::client::{DEFAULT_DATA_DIR, DEFAULT_REGION};
 use super::doctor::{GuestArgs, kvm};
 use super::{output, time};
-use crate::credentials::Credentials;
+use crate::{App, Credentials};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -103,7 +103,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         runtime = opening => runtime?,
         () = &mut shutdown => return Ok(()),
     };
-    let app = crate::App::new(runtime, args.account_id, args.region, credentials);
+    let app = App::new(runtime, args.account_id, args.region, credentials);
     output::print(&format!("berth: listening on http://{address}\n"))?;
     crate::server::serve(listener, app, shutdown).await;
     Ok(())

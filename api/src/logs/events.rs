@@ -4,7 +4,7 @@ use berth_runtime::model::log::LogQuery;
 use serde_json::{Value, json};
 
 use super::shapes;
-use super::{MAX_EVENT_BYTES, MAX_EVENTS, group, is_stream_name, limit, refusal, time};
+use super::{MAX_EVENT_BYTES, MAX_EVENTS, group, invalid_token, is_stream_name, limit, refusal, time};
 use crate::app::App;
 use crate::error::ApiError;
 
@@ -49,11 +49,10 @@ pub(super) async fn get(app: &App, input: shapes::GetLogEvents) -> Result<Value,
             "The specified log stream name is not valid.".to_owned(),
         ));
     }
-    let invalid = || ApiError::InvalidParameter("The specified nextToken is invalid.".to_owned());
     let token = input
         .next_token
         .as_deref()
-        .map(|text| Token::parse(text).ok_or_else(invalid))
+        .map(|text| Token::parse(text).ok_or_else(invalid_token))
         .transpose()?;
     let query = LogQuery {
         position: token.map(|token| token.position),

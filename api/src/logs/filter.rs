@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::pattern::Pattern;
 use super::shapes;
-use super::{MAX_EVENT_BYTES, MAX_EVENTS, group, limit, refusal, time};
+use super::{MAX_EVENT_BYTES, MAX_EVENTS, group, invalid_token, limit, refusal, time};
 use crate::app::App;
 use crate::ecs::values::put;
 use crate::error::ApiError;
@@ -77,8 +77,7 @@ pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<
             let place = page::read(&question, token)
                 .ok()
                 .and_then(|key| Place::parse(&key));
-            let invalid = || ApiError::InvalidParameter("The specified nextToken is invalid.".to_owned());
-            Some(place.ok_or_else(invalid)?)
+            Some(place.ok_or_else(invalid_token)?)
         }
     };
     let start = time("startTime", input.start_time)?.max(resume.as_ref().map(|place| place.time));

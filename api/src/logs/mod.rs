@@ -45,7 +45,8 @@ pub(crate) fn is_group_name(name: &str) -> bool {
 }
 
 pub(crate) fn is_stream_name(name: &str) -> bool {
-    (1..=MAX_NAME_CHARS).contains(&name.chars().count()) && !name.contains([':', '*'])
+    (1..=MAX_NAME_CHARS).contains(&name.chars().count())
+        && !name.contains(|it: char| matches!(it, ':' | '*') || it.is_control())
 }
 
 /// The group that a request names in one of two ways.
@@ -91,6 +92,10 @@ fn time(member: &str, value: Option<i64>) -> Result<Option<Timestamp>, ApiError>
         .transpose()
 }
 
+fn invalid_token() -> ApiError {
+    ApiError::InvalidParameter("The specified nextToken is invalid.".to_owned())
+}
+
 fn refusal(error: RuntimeError) -> ApiError {
     match error {
         RuntimeError::LogGroupNotFound(_) => {
@@ -99,6 +104,7 @@ fn refusal(error: RuntimeError) -> ApiError {
         RuntimeError::LogStreamNotFound(_) => {
             ApiError::ResourceNotFound("The specified log stream does not exist.".to_owned())
         }
+        RuntimeError::InvalidPosition(_) => invalid_token(),
         error => unexpected(&error),
     }
 }

@@ -314,6 +314,9 @@ async fn a_request_under_way_is_answered_when_the_server_stops() {
         .await
         .unwrap()
         .unwrap();
-    assert!(stopped.elapsed() < Duration::from_millis(1500), "idle connections held it up");
+    assert!(
+        stopped.elapsed() < Duration::from_millis(1500),
+        "idle connections held it up"
+    );
     assert!(TcpStream::connect(address).await.is_err(), "it still listens");
 }

@@ -23,7 +23,7 @@ import time
 HOST_PORT = 1024
 GUEST_CID = 42
 VERSION = 1
-TIMEOUT = 60
+TIMEOUT = 90
 MIB = 1024 * 1024
 DEFAULT_CAPABILITIES = "00000000a80425fb"
 
@@ -78,9 +78,10 @@ class Host:
         self.buffer = b""
         for name in self.unstored:
             self.output.pop((name, "stdout"), None)
+        self.stored = {stream: len(data) for stream, data in self.output.items()}
         positions = [
-            {"container": name, "stream": stream, "offset": len(data)}
-            for (name, stream), data in self.output.items()
+            {"container": name, "stream": stream, "offset": offset}
+            for (name, stream), offset in self.stored.items()
         ]
         self.hello = self.receive()
         assert self.hello["type"] == "hello", self.hello
@@ -125,7 +126,10 @@ class Host:
             check(f"output of {name} goes on where it stopped", False, (offset, len(data)))
         data += body[11 + name_length :]
         if self.acknowledge:
-            self.send({"type": "ack", "container": name, "stream": stream, "offset": len(data)})
+            self.stored[name, stream] = len(data)
+        # Said even if it is nothing new: a guest that waits for room under vhost_vsock may otherwise never hear of it.
+        offset = self.stored.setdefault((name, stream), 0)
+        self.send({"type": "ack", "container": name, "stream": stream, "offset": offset})
         return None
 
     def note(self, message):
@@ -173,7 +177,7 @@ class Host:
         self.console.seek(0)
         console = self.console.read().decode(errors="replace")
         check("the machine powers off", self.qemu.returncode == 0, (self.qemu.returncode, console))
-        check("the console stays quiet", "berth-init:" not in console and "rror" not in console, console)
+        check("the console stays quiet", "berth-init" not in console, console)
         self.connection.close()
         self.listener.close()
         header = subprocess.run(["dumpe2fs", "-h", self.scratch], capture_output=True, text=True).stdout
@@ -474,7 +478,7 @@ def second_machine(folder, vmlinux, initrd, image, data):
             before = len(bulk)
             host.receive()
             if len(bulk) > before and cut % 2:
-                host.send({"type": "ack", "container": "bulk", "stream": "stdout", "offset": before})
+                host.stored["bulk", "stdout"] = before
         host.drop()
     host.until(lambda: len(host.output.get(("slow", "stdout"), b"")) == MIB)
     state = host.states["slow"]

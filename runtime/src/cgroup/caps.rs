@@ -41,7 +41,14 @@ mod tests {
 
     #[test]
     fn cpu_units_become_their_exact_share_of_a_period() {
-        let cpu_max = |cpu_units| Caps { cpu_units, memory_bytes: 0, pids: 0 }.cpu_max();
+        let cpu_max = |cpu_units| {
+            Caps {
+                cpu_units,
+                memory_bytes: 0,
+                pids: 0,
+            }
+            .cpu_max()
+        };
         assert_eq!(cpu_max(256), "25000 100000");
         assert_eq!(cpu_max(1_024), "100000 100000");
         assert_eq!(cpu_max(16_384), "1600000 100000");

@@ -12,7 +12,10 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// Where the cgroup2 file system is mounted.
 pub(super) fn mount_point() -> Result<PathBuf, CgroupError> {
-    let mounts = fs::read_to_string(MOUNTS).map_err(|source| CgroupError::Read { path: MOUNTS.into(), source })?;
+    let mounts = fs::read_to_string(MOUNTS).map_err(|source| CgroupError::Read {
+        path: MOUNTS.into(),
+        source,
+    })?;
     find_mount(&mounts).ok_or(CgroupError::NoHierarchy)
 }
 
@@ -21,13 +24,18 @@ pub(super) fn mount_point() -> Result<PathBuf, CgroupError> {
 fn find_mount(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
-        (file_system.split(' ').next() == Some("cgroup2")).then(|| mount.split(' ').nth(4).map(unescape)).flatten()
+        (file_system.split(' ').next() == Some("cgroup2"))
+            .then(|| mount.split(' ').nth(4).map(unescape))
+            .flatten()
     })
 }
 
 /// Blanks in a path are written as octal escapes.
 fn unescape(path: &str) -> PathBuf {
-    path.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\").into()
+    path.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\134", "\\")
+        .into()
 }
 
 /// Creates the group, and enables the controllers for its children: from the root down, as each group can hand on only
@@ -36,7 +44,9 @@ pub(super) fn prepare(mount_point: &Path, parent: &str) -> Result<PathBuf, Cgrou
     let parent = Path::new(parent.trim_start_matches('/'));
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_));
     if parent.as_os_str().is_empty() || !parent.components().all(plain) {
-        return Err(CgroupError::Name(parent.display().to_string().chars().take(80).collect()));
+        return Err(CgroupError::Name(
+            parent.display().to_string().chars().take(80).collect(),
+        ));
     }
     let mut path = mount_point.to_owned();
     enable_controllers(&path)?;
@@ -62,7 +72,10 @@ fn enable_controllers(group: &Path) -> Result<(), CgroupError> {
     let lists = |text: &str, controller| text.split_whitespace().any(|word| word == controller);
     for controller in CONTROLLERS {
         if !lists(&available, controller) {
-            return Err(CgroupError::NoController { controller, path: group.to_owned() });
+            return Err(CgroupError::NoController {
+                controller,
+                path: group.to_owned(),
+            });
         }
         if lists(&enabled, controller) {
             continue;
@@ -72,7 +85,10 @@ fn enable_controllers(group: &Path) -> Result<(), CgroupError> {
         match fs::write(&path, &value) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                return Err(CgroupError::Occupied { controller, path: group.to_owned() });
+                return Err(CgroupError::Occupied {
+                    controller,
+                    path: group.to_owned(),
+                });
             }
             Err(source) => return Err(CgroupError::Write { path, value, source }),
         }
@@ -97,7 +113,10 @@ mod tests {
     fn a_parent_cannot_leave_the_hierarchy() {
         for parent in ["", "/", "..", "a/../../b", "./a"] {
             let prepared = prepare(Path::new("/nonexistent"), parent);
-            assert!(matches!(prepared, Err(CgroupError::Name(_))), "{parent:?} was taken");
+            assert!(
+                matches!(prepared, Err(CgroupError::Name(_))),
+                "{parent:?} was taken"
+            );
         }
     }
 }

@@ -28,7 +28,11 @@ pub enum CgroupError {
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write {value:?} to {path}")]
-    Write { path: PathBuf, value: String, source: io::Error },
+    Write {
+        path: PathBuf,
+        value: String,
+        source: io::Error,
+    },
     #[error("no cgroup2 file system is mounted: mount one at /sys/fs/cgroup")]
     NoHierarchy,
     #[error(
@@ -68,7 +72,9 @@ impl Cgroups {
     }
 
     fn open_at(mount_point: &Path, parent: &str) -> Result<Self, CgroupError> {
-        Ok(Self { root: hierarchy::prepare(mount_point, parent)? })
+        Ok(Self {
+            root: hierarchy::prepare(mount_point, parent)?,
+        })
     }
 
     /// Creates the group of a machine, or sets the caps of the one that is there.
@@ -76,7 +82,10 @@ impl Cgroups {
         let group = self.group(name)?;
         match fs::create_dir(&group.path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(CgroupError::Create { path: group.path, source: error });
+                return Err(CgroupError::Create {
+                    path: group.path,
+                    source: error,
+                });
             }
             _ => {}
         }
@@ -93,12 +102,17 @@ impl Cgroups {
         if name.is_empty() || name.len() > 64 || !name.bytes().all(fine) {
             return Err(CgroupError::Name(name.chars().take(80).collect()));
         }
-        Ok(Cgroup { path: self.root.join(name) })
+        Ok(Cgroup {
+            path: self.root.join(name),
+        })
     }
 
     /// The names of the groups that are there.
     pub fn list(&self) -> Result<Vec<String>, CgroupError> {
-        let read = |source| CgroupError::Read { path: self.root.clone(), source };
+        let read = |source| CgroupError::Read {
+            path: self.root.clone(),
+            source,
+        };
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(read)? {
             let entry = entry.map_err(read)?;
@@ -138,7 +152,11 @@ impl Cgroup {
         let path = self.path.join("cgroup.procs");
         match OpenOptions::new().write(true).open(&path) {
             Ok(file) => Ok(file.into()),
-            Err(source) => Err(CgroupError::Write { path, value: String::new(), source }),
+            Err(source) => Err(CgroupError::Write {
+                path,
+                value: String::new(),
+                source,
+            }),
         }
     }
 
@@ -155,7 +173,9 @@ impl Cgroup {
     /// Kills every process of the group at once. A group that is not there has none.
     pub fn kill(&self) -> Result<(), CgroupError> {
         match self.write("cgroup.kill", "1") {
-            Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound && !self.path.exists() => {
+            Err(CgroupError::Write { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && !self.path.exists() =>
+            {
                 Ok(())
             }
             killed => killed,
@@ -171,10 +191,16 @@ impl Cgroup {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
-                    return Err(CgroupError::Remove { path: self.path.clone(), source: error });
+                    return Err(CgroupError::Remove {
+                        path: self.path.clone(),
+                        source: error,
+                    });
                 }
                 Err(_) if Instant::now() >= deadline => {
-                    return Err(CgroupError::NotEmpty { path: self.path.clone(), seconds: EMPTY_TIMEOUT.as_secs() });
+                    return Err(CgroupError::NotEmpty {
+                        path: self.path.clone(),
+                        seconds: EMPTY_TIMEOUT.as_secs(),
+                    });
                 }
                 Err(_) => sleep(EMPTY_POLL).await,
             }
@@ -184,10 +210,15 @@ impl Cgroup {
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         let path = self.path.join(file);
         // Never creating: the files of a group are the kernel's.
-        let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| {
-            io::Write::write_all(&mut file, value.as_bytes())
-        });
-        written.map_err(|source| CgroupError::Write { path, value: value.to_owned(), source })
+        let written = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
+        written.map_err(|source| CgroupError::Write {
+            path,
+            value: value.to_owned(),
+            source,
+        })
     }
 
     fn read(&self, file: &str) -> Result<(PathBuf, String), CgroupError> {
@@ -200,12 +231,17 @@ impl Cgroup {
 
     fn number(&self, file: &str) -> Result<u64, CgroupError> {
         let (path, content) = self.read(file)?;
-        content.trim().parse().map_err(|_| CgroupError::Content { path, content })
+        content
+            .trim()
+            .parse()
+            .map_err(|_| CgroupError::Content { path, content })
     }
 
     fn entry(&self, file: &str, key: &str) -> Result<u64, CgroupError> {
         let (path, content) = self.read(file)?;
-        let value = content.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
+        let value = content
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
         value.ok_or(CgroupError::Content { path, content })
     }
 }

@@ -14,7 +14,16 @@ fn a_missing_controller_is_named() {
     let mount = tempfile::tempdir().unwrap();
     fake_group(mount.path(), "cpuset cpu io hugetlb pids");
     let error = Cgroups::open_at(mount.path(), "berth").unwrap_err();
-    assert!(matches!(error, CgroupError::NoController { controller: "memory", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            CgroupError::NoController {
+                controller: "memory",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -31,7 +40,9 @@ fn only_groups_are_listed() {
 #[test]
 fn use_is_read_from_the_files_of_the_kernel() {
     let mount = tempfile::tempdir().unwrap();
-    let group = Cgroup { path: mount.path().to_owned() };
+    let group = Cgroup {
+        path: mount.path().to_owned(),
+    };
     let files = [
         ("cpu.stat", "usage_usec 1234\nuser_usec 1000\n"),
         ("memory.current", "4096\n"),
@@ -42,7 +53,13 @@ fn use_is_read_from_the_files_of_the_kernel() {
         fs::write(mount.path().join(file), content).unwrap();
     }
     let usage = group.usage().unwrap();
-    let expected = Usage { cpu_usec: 1234, memory_bytes: 4096, memory_peak_bytes: None, pids: 3, oom_kills: 1 };
+    let expected = Usage {
+        cpu_usec: 1234,
+        memory_bytes: 4096,
+        memory_peak_bytes: None,
+        pids: 3,
+        oom_kills: 1,
+    };
     assert_eq!(usage, expected);
     fs::write(mount.path().join("memory.current"), "many").unwrap();
     assert!(matches!(group.usage(), Err(CgroupError::Content { .. })));
@@ -50,14 +67,21 @@ fn use_is_read_from_the_files_of_the_kernel() {
 
 #[test]
 fn names_that_could_leave_the_parent_are_refused() {
-    let groups = Cgroups { root: PathBuf::from("/nonexistent") };
+    let groups = Cgroups {
+        root: PathBuf::from("/nonexistent"),
+    };
     for name in ["", "..", "a/b", "cpu.max", &"x".repeat(65)] {
-        assert!(matches!(groups.group(name), Err(CgroupError::Name(_))), "{name:?} was taken");
+        assert!(
+            matches!(groups.group(name), Err(CgroupError::Name(_))),
+            "{name:?} was taken"
+        );
     }
 }
 
 #[tokio::test]
 async fn removing_what_is_not_there_is_no_error() {
-    let groups = Cgroups { root: PathBuf::from("/nonexistent") };
+    let groups = Cgroups {
+        root: PathBuf::from("/nonexistent"),
+    };
     groups.group("gone").unwrap().remove().await.unwrap();
 }

@@ -28,11 +28,17 @@ pub(super) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
                 basic = Some(Challenge::Basic);
             } else if challenge.scheme.eq_ignore_ascii_case("bearer") {
                 let parameter = |name: &str| {
-                    let found = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                    let found = challenge
+                        .params
+                        .iter()
+                        .find(|(key, _)| key.eq_ignore_ascii_case(name));
                     found.map(|(_, value)| value.to_unescaped())
                 };
                 if let Some(realm) = parameter("realm").and_then(|realm| Url::parse(&realm).ok()) {
-                    return Some(Challenge::Bearer { realm, service: parameter("service") });
+                    return Some(Challenge::Bearer {
+                        realm,
+                        service: parameter("service"),
+                    });
                 }
             }
         }
@@ -60,14 +66,20 @@ pub(super) fn bearer(answer: &[u8]) -> Option<HeaderValue> {
         access_token: Option<String>,
     }
     let answer: Answer = serde_json::from_slice(answer).ok()?;
-    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty())?;
+    let token = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty())?;
     secret(&format!("Bearer {token}"))
 }
 
 pub(super) fn basic(credentials: &Credentials) -> Option<HeaderValue> {
     use base64::Engine as _;
     let pair = format!("{}:{}", credentials.username, credentials.password);
-    secret(&format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
+    secret(&format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(pair)
+    ))
 }
 
 fn secret(text: &str) -> Option<HeaderValue> {
@@ -97,7 +109,10 @@ mod tests {
         let text = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="x""#;
         assert_eq!(asked(&[text]), Some(expected));
         assert_eq!(asked(&["Basic realm=\"x\""]), Some(Challenge::Basic));
-        assert!(matches!(asked(&["Basic realm=\"x\"", text]), Some(Challenge::Bearer { .. })));
+        assert!(matches!(
+            asked(&["Basic realm=\"x\"", text]),
+            Some(Challenge::Bearer { .. })
+        ));
         assert_eq!(asked(&["Bearer realm=\"not a url\""]), None);
         assert_eq!(asked(&["Negotiate"]), None);
     }
@@ -105,13 +120,22 @@ mod tests {
     #[test]
     fn token_urls_keep_the_query_of_the_realm() {
         let url = token_url("https://a.example/t?x=1".parse().unwrap(), Some("s t"), "lib/app");
-        assert_eq!(url.as_str(), "https://a.example/t?x=1&service=s+t&scope=repository%3Alib%2Fapp%3Apull");
+        assert_eq!(
+            url.as_str(),
+            "https://a.example/t?x=1&service=s+t&scope=repository%3Alib%2Fapp%3Apull"
+        );
     }
 
     #[test]
     fn tokens_are_taken_from_either_field_and_never_split_a_header() {
-        assert_eq!(bearer(br#"{"token":"abc"}"#).unwrap().to_str().unwrap(), "Bearer abc");
-        assert_eq!(bearer(br#"{"access_token":"abc"}"#).unwrap().to_str().unwrap(), "Bearer abc");
+        assert_eq!(
+            bearer(br#"{"token":"abc"}"#).unwrap().to_str().unwrap(),
+            "Bearer abc"
+        );
+        assert_eq!(
+            bearer(br#"{"access_token":"abc"}"#).unwrap().to_str().unwrap(),
+            "Bearer abc"
+        );
         assert_eq!(bearer(br#"{"token":"a\r\nX: y"}"#), None);
         assert_eq!(bearer(br#"{}"#), None);
     }

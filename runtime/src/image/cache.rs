@@ -48,7 +48,10 @@ pub(super) struct RootfsSize {
 
 impl From<Unpacked> for RootfsSize {
     fn from(unpacked: Unpacked) -> Self {
-        Self { unpacked_bytes: unpacked.bytes, entries: unpacked.entries }
+        Self {
+            unpacked_bytes: unpacked.bytes,
+            entries: unpacked.entries,
+        }
     }
 }
 
@@ -64,21 +67,33 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) fn open(dir: &Path) -> Result<Self, ImageError> {
         // Unpacked trees have set-user-id files of anyone's making: nobody else may enter.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(ImageError::io(dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(ImageError::io(dir))?;
         let dir = dir.canonicalize().map_err(ImageError::io(dir))?;
-        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(ImageError::io(&dir))?;
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .map_err(ImageError::io(&dir))?;
         let lock_path = dir.join("lock");
         let lock = File::create(&lock_path).map_err(ImageError::io(&lock_path))?;
         lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => {
-                ImageError::Layout { path: dir.clone(), reason: "another process has this image store open".into() }
-            }
-            fs::TryLockError::Error(source) => ImageError::Io { path: lock_path, source },
+            fs::TryLockError::WouldBlock => ImageError::Layout {
+                path: dir.clone(),
+                reason: "another process has this image store open".into(),
+            },
+            fs::TryLockError::Error(source) => ImageError::Io {
+                path: lock_path,
+                source,
+            },
         })?;
         let tmp = dir.join("tmp");
         match fs::remove_dir_all(&tmp) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(ImageError::Io { path: tmp, source: error });
+                return Err(ImageError::Io {
+                    path: tmp,
+                    source: error,
+                });
             }
             _ => {}
         }
@@ -86,7 +101,12 @@ impl Cache {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(ImageError::io(&path))?;
         }
-        Ok(Self { dir, next_scratch: AtomicU64::new(0), leases: Mutex::default(), _lock: lock })
+        Ok(Self {
+            dir,
+            next_scratch: AtomicU64::new(0),
+            leases: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     pub(super) fn blob(&self, digest: Digest) -> PathBuf {
@@ -102,7 +122,9 @@ impl Cache {
     }
 
     fn record_path(&self, reference: &str) -> PathBuf {
-        self.dir.join("refs").join(format!("{}.json", Digest::of(reference.as_bytes()).hex()))
+        self.dir
+            .join("refs")
+            .join(format!("{}.json", Digest::of(reference.as_bytes()).hex()))
     }
 
     /// A document; none if it is not here, or is not what its name says any more, or is too large to be one.
@@ -137,7 +159,12 @@ impl Cache {
     }
 
     /// Takes a packed root file system in. The size goes first, so that no image is ever without.
-    pub(super) fn put_rootfs(&self, chain_id: Digest, packed: &Scratch, size: RootfsSize) -> Result<(), ImageError> {
+    pub(super) fn put_rootfs(
+        &self,
+        chain_id: Digest,
+        packed: &Scratch,
+        size: RootfsSize,
+    ) -> Result<(), ImageError> {
         self.write_whole(&self.rootfs_size_path(chain_id), &json(&size))?;
         self.put(packed, &self.rootfs(chain_id))
     }
@@ -184,7 +211,10 @@ impl Cache {
         let mut bytes = 0;
         for folder in ["blobs/sha256", "erofs"] {
             for path in files(&self.dir.join(folder))? {
-                let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+                let stem = path
+                    .file_stem()
+                    .and_then(|stem| stem.to_str())
+                    .unwrap_or_default();
                 if !live.contains(stem) {
                     let size = fs::metadata(&path).map(|metadata| metadata.len()).unwrap_or(0);
                     fs::remove_file(&path).map_err(ImageError::io(&path))?;
@@ -198,14 +228,18 @@ impl Cache {
     /// A name in `tmp` that is deleted, whatever it has become, when the value is dropped.
     pub(super) fn scratch(&self) -> Scratch {
         let number = self.next_scratch.fetch_add(1, Ordering::Relaxed);
-        Scratch { path: self.dir.join("tmp").join(number.to_string()) }
+        Scratch {
+            path: self.dir.join("tmp").join(number.to_string()),
+        }
     }
 
     /// Moves a whole file that is on disk to its name.
     pub(super) fn put(&self, scratch: &Scratch, path: &Path) -> Result<(), ImageError> {
         fs::rename(&scratch.path, path).map_err(ImageError::io(path))?;
         let folder = path.parent().unwrap_or(&self.dir);
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(ImageError::io(folder))
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(ImageError::io(folder))
     }
 
     fn write_whole(&self, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
@@ -233,7 +267,10 @@ pub(super) struct Leases {
 
 impl Leases {
     pub(super) fn new(cache: Arc<Cache>) -> Self {
-        Self { cache, held: Vec::new() }
+        Self {
+            cache,
+            held: Vec::new(),
+        }
     }
 
     /// To be called before looking whether the content is there.
@@ -286,11 +323,18 @@ impl Drop for Scratch {
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let list = || -> io::Result<Vec<PathBuf>> { fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect() };
+    let list = || -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect()
+    };
     list().map_err(ImageError::io(folder))
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    #[expect(clippy::expect_used, reason = "the records of this module are structs of strings and numbers")]
+    #[expect(
+        clippy::expect_used,
+        reason = "the records of this module are structs of strings and numbers"
+    )]
     serde_json::to_vec(value).expect("plain structs serialize")
 }

@@ -116,14 +116,28 @@ mod tests {
 
     #[test]
     fn sha512_is_refused_by_name() {
-        let error = format!("sha512:{}", "0".repeat(128)).parse::<Digest>().unwrap_err();
-        assert_eq!(error.to_string(), "the digest algorithm sha512 is not supported, only sha256 is");
+        let error = format!("sha512:{}", "0".repeat(128))
+            .parse::<Digest>()
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the digest algorithm sha512 is not supported, only sha256 is"
+        );
     }
 
     #[test]
     fn anything_else_is_malformed() {
-        for text in ["", "sha256:", "sha256:../../etc/passwd", "e3b0", "sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"] {
-            assert!(matches!(text.parse::<Digest>(), Err(DigestError::Malformed(_))), "{text}");
+        for text in [
+            "",
+            "sha256:",
+            "sha256:../../etc/passwd",
+            "e3b0",
+            "sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
+        ] {
+            assert!(
+                matches!(text.parse::<Digest>(), Err(DigestError::Malformed(_))),
+                "{text}"
+            );
         }
     }
 }

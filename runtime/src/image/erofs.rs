@@ -22,7 +22,10 @@ pub(super) fn pack(tree: &Path, image: &Path, key: Digest) -> Result<(), ImageEr
         .arg(".")
         .current_dir(tree)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .env("SOURCE_DATE_EPOCH", BUILD_TIME_SECONDS.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -30,7 +33,10 @@ pub(super) fn pack(tree: &Path, image: &Path, key: Digest) -> Result<(), ImageEr
         .spawn()
         .map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ImageError::PackerMissing,
-            _ => ImageError::Io { path: "mkfs.erofs".into(), source },
+            _ => ImageError::Io {
+                path: "mkfs.erofs".into(),
+                source,
+            },
         })?;
     let mut output = Vec::new();
     if let Some(mut stderr) = child.stderr.take() {
@@ -41,13 +47,25 @@ pub(super) fn pack(tree: &Path, image: &Path, key: Digest) -> Result<(), ImageEr
     let status = child.wait().map_err(ImageError::io(Path::new("mkfs.erofs")))?;
     if !status.success() {
         let output = super::manifest::shown(String::from_utf8_lossy(&output).trim());
-        return Err(ImageError::Pack { status: status.to_string(), output });
+        return Err(ImageError::Pack {
+            status: status.to_string(),
+            output,
+        });
     }
-    std::fs::File::open(image).and_then(|file| file.sync_all()).map_err(ImageError::io(image))
+    std::fs::File::open(image)
+        .and_then(|file| file.sync_all())
+        .map_err(ImageError::io(image))
 }
 
 /// A volume id made from the content's digest (RFC 9562 version 8: vendor-defined).
 fn uuid(key: Digest) -> String {
     let hex = key.hex();
-    format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
+    format!(
+        "{}-{}-8{}-8{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[13..16],
+        &hex[17..20],
+        &hex[20..32]
+    )
 }

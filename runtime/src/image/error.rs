@@ -13,14 +13,21 @@ const GIB: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("invalid image reference \"{reference}\": {source}")]
-    Reference { reference: String, source: ReferenceError },
+    Reference {
+        reference: String,
+        source: ReferenceError,
+    },
     #[error("{image}: manifest unknown: not found")]
     NotFound { image: String },
     #[error("{image}: access denied by the registry: {detail}")]
     Denied { image: String, detail: String },
     /// No usable answer came: no connection, no name, no trust, or silence.
     #[error("registry {registry}: {cause}")]
-    Unreachable { registry: String, cause: String, source: Box<reqwest::Error> },
+    Unreachable {
+        registry: String,
+        cause: String,
+        source: Box<reqwest::Error>,
+    },
     #[error(
         "registry {registry}: it speaks plain http, which is allowed only for registries in the list of insecure registries"
     )]
@@ -32,9 +39,17 @@ pub enum ImageError {
     #[error("{image}: {reason}")]
     Manifest { image: String, reason: String },
     #[error("{what}: expected digest {expected}, got {actual}")]
-    Digest { what: String, expected: Digest, actual: Digest },
+    Digest {
+        what: String,
+        expected: Digest,
+        actual: Digest,
+    },
     #[error("{what}: expected {expected} bytes, got {actual}")]
-    Size { what: String, expected: u64, actual: String },
+    Size {
+        what: String,
+        expected: u64,
+        actual: String,
+    },
     #[error("{image}: {bytes} bytes to download, more than the limit of {limit}")]
     DownloadTooLarge { image: String, bytes: u64, limit: u64 },
     #[error("image is larger than the {} of disk the task has", gibibytes(*limit_bytes))]
@@ -50,10 +65,16 @@ pub enum ImageError {
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("the http client could not be made: {cause}")]
-    HttpClient { cause: String, source: Box<reqwest::Error> },
+    HttpClient {
+        cause: String,
+        source: Box<reqwest::Error>,
+    },
     /// A blocking step ended without a result: a panic, or the end of the async runtime.
     #[error("{step} of the image was interrupted: {source}")]
-    Interrupted { step: &'static str, source: tokio::task::JoinError },
+    Interrupted {
+        step: &'static str,
+        source: tokio::task::JoinError,
+    },
 }
 
 impl ImageError {
@@ -63,7 +84,10 @@ impl ImageError {
     }
 
     pub(super) fn manifest(image: &str, reason: impl Into<String>) -> Self {
-        Self::Manifest { image: image.to_owned(), reason: reason.into() }
+        Self::Manifest {
+            image: image.to_owned(),
+            reason: reason.into(),
+        }
     }
 }
 

@@ -17,7 +17,10 @@ const BUFFER_BYTES: usize = 128 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     #[error("its media type says {declared}, its content is {found}")]
-    Compression { declared: &'static str, found: &'static str },
+    Compression {
+        declared: &'static str,
+        found: &'static str,
+    },
     #[error("it cannot be read: {0}")]
     Read(io::Error),
     #[error("{0}")]
@@ -44,7 +47,11 @@ impl From<TarError> for LayerError {
 /// For errors of reading the stream; errors of writing the tree say where.
 impl From<io::Error> for LayerError {
     fn from(error: io::Error) -> Self {
-        if error.get_ref().is_some_and(|inner| inner.is::<BudgetSpent>()) { Self::TooLarge } else { Self::Read(error) }
+        if error.get_ref().is_some_and(|inner| inner.is::<BudgetSpent>()) {
+            Self::TooLarge
+        } else {
+            Self::Read(error)
+        }
     }
 }
 
@@ -62,13 +69,23 @@ pub(super) struct LayerStream<'a> {
 
 impl<'a> LayerStream<'a> {
     /// Opens a compressed layer, whose digest has been verified.
-    pub(super) fn open(mut file: File, declared: Compression, budget: &'a mut u64) -> Result<Self, LayerError> {
+    pub(super) fn open(
+        mut file: File,
+        declared: Compression,
+        budget: &'a mut u64,
+    ) -> Result<Self, LayerError> {
         let mut magic = Vec::with_capacity(ZSTD_MAGIC.len());
-        file.by_ref().take(ZSTD_MAGIC.len() as u64).read_to_end(&mut magic).map_err(LayerError::Read)?;
+        file.by_ref()
+            .take(ZSTD_MAGIC.len() as u64)
+            .read_to_end(&mut magic)
+            .map_err(LayerError::Read)?;
         file.rewind().map_err(LayerError::Read)?;
         let found = compression_of(&magic);
         if found != declared {
-            return Err(LayerError::Compression { declared: word(declared), found: word(found) });
+            return Err(LayerError::Compression {
+                declared: word(declared),
+                found: word(found),
+            });
         }
         let file = BufReader::with_capacity(BUFFER_BYTES, file);
         let input: Box<dyn Read> = match declared {
@@ -77,7 +94,11 @@ impl<'a> LayerStream<'a> {
             // The decoder refuses windows of more than 128 MiB, which bounds its memory.
             Compression::Zstd => Box::new(zstd::Decoder::with_buffer(file).map_err(LayerError::Read)?),
         };
-        Ok(Self { input, hasher: Hasher::default(), budget })
+        Ok(Self {
+            input,
+            hasher: Hasher::default(),
+            budget,
+        })
     }
 
     /// Reads whatever comes after the archive and gives the digest of the whole stream, the `diff_id`.
@@ -90,7 +111,10 @@ impl<'a> LayerStream<'a> {
 impl Read for LayerStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
-        *self.budget = self.budget.checked_sub(read as u64).ok_or_else(|| io::Error::other(BudgetSpent))?;
+        *self.budget = self
+            .budget
+            .checked_sub(read as u64)
+            .ok_or_else(|| io::Error::other(BudgetSpent))?;
         self.hasher.update(&buffer[..read]);
         Ok(read)
     }

@@ -21,7 +21,10 @@ const INDEX: &str = "index.json";
 pub(super) enum Layout {
     Directory(PathBuf),
     /// A tar file, and where in it each file begins and how long it is.
-    Archive { path: PathBuf, files: BTreeMap<String, (u64, u64)> },
+    Archive {
+        path: PathBuf,
+        files: BTreeMap<String, (u64, u64)>,
+    },
 }
 
 /// The content of one file of a layout.
@@ -41,7 +44,10 @@ impl Layout {
         let mut reader = TarReader::new(BufReader::with_capacity(128 * 1024, file));
         let mut files = BTreeMap::new();
         let mut entries = 0;
-        while let Some(entry) = reader.next().map_err(|error| unusable(path, &error.to_string()))? {
+        while let Some(entry) = reader
+            .next()
+            .map_err(|error| unusable(path, &error.to_string()))?
+        {
             entries += 1;
             if entries > MAX_ARCHIVE_ENTRIES {
                 return Err(unusable(path, "the archive has too many entries"));
@@ -53,18 +59,25 @@ impl Layout {
                 files.insert(name.to_owned(), (reader.position(), entry.size));
             }
         }
-        Ok(Self::Archive { path: path.to_owned(), files })
+        Ok(Self::Archive {
+            path: path.to_owned(),
+            files,
+        })
     }
 
     /// The bytes of `index.json`.
     pub(super) fn index(&self) -> Result<Vec<u8>, ImageError> {
-        let content = self.open(INDEX)?.ok_or_else(|| unusable(self.path(), "not an OCI layout (no index.json)"))?;
+        let content = self
+            .open(INDEX)?
+            .ok_or_else(|| unusable(self.path(), "not an OCI layout (no index.json)"))?;
         self.document(content)
     }
 
     /// A manifest or nested index; none if the layout does not have it.
     pub(super) fn manifest(&self, digest: Digest) -> Result<Option<Vec<u8>>, ImageError> {
-        self.blob(digest)?.map(|content| self.document(content)).transpose()
+        self.blob(digest)?
+            .map(|content| self.document(content))
+            .transpose()
     }
 
     /// The content of a blob, not verified; none if the layout does not have it.
@@ -79,7 +92,10 @@ impl Layout {
             .read_to_end(&mut bytes)
             .map_err(ImageError::io(self.path()))?;
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-            return Err(unusable(self.path(), &format!("a document of more than {MAX_MANIFEST_BYTES} bytes")));
+            return Err(unusable(
+                self.path(),
+                &format!("a document of more than {MAX_MANIFEST_BYTES} bytes"),
+            ));
         }
         Ok(bytes)
     }
@@ -92,7 +108,9 @@ impl Layout {
                 Err(error) => Err(error),
             },
             Self::Archive { path, files } => {
-                let Some(&(offset, size)) = files.get(name) else { return Ok(None) };
+                let Some(&(offset, size)) = files.get(name) else {
+                    return Ok(None);
+                };
                 let mut file = open_file(path)?;
                 file.seek(SeekFrom::Start(offset)).map_err(ImageError::io(path))?;
                 Ok(Some(file.take(size)))
@@ -110,8 +128,11 @@ impl Layout {
 /// Opens a regular file: neither a link out of the layout nor a pipe that never answers.
 fn open_file(path: &Path) -> Result<File, ImageError> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file =
-        OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(ImageError::io(path))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)
+        .map_err(ImageError::io(path))?;
     if !file.metadata().map_err(ImageError::io(path))?.is_file() {
         return Err(unusable(path, "not a regular file"));
     }
@@ -119,5 +140,8 @@ fn open_file(path: &Path) -> Result<File, ImageError> {
 }
 
 fn unusable(path: &Path, reason: &str) -> ImageError {
-    ImageError::Layout { path: path.to_owned(), reason: reason.to_owned() }
+    ImageError::Layout {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
 }

@@ -24,8 +24,10 @@ pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(super) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const CONFIG_TYPES: [&str; 2] =
-    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const CONFIG_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
 /// The annotation by which an OCI layout names its images.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -103,14 +105,20 @@ pub(super) fn document(image: &str, bytes: &[u8], served_as: Option<&str>) -> Re
     let raw: RawDocument =
         serde_json::from_slice(bytes).map_err(|error| invalid(format!("invalid manifest: {error}")))?;
     if raw.schema_version != 2 {
-        return Err(invalid(format!("manifest schema version {} is not supported, only 2 is", raw.schema_version)));
+        return Err(invalid(format!(
+            "manifest schema version {} is not supported, only 2 is",
+            raw.schema_version
+        )));
     }
     let served_as = served_as.map(essence).filter(|kind| is_document_type(kind));
     let own = raw.media_type.as_deref().filter(|kind| !kind.is_empty());
     if let (Some(own), Some(served)) = (own, &served_as)
         && own != served
     {
-        return Err(invalid(format!("invalid manifest: it says it is {}, and is served as {served}", shown(own))));
+        return Err(invalid(format!(
+            "invalid manifest: it says it is {}, and is served as {served}",
+            shown(own)
+        )));
     }
     let kind = own.or(served_as.as_deref());
     match (raw.manifests, raw.config, raw.layers) {
@@ -123,7 +131,9 @@ pub(super) fn document(image: &str, bytes: &[u8], served_as: Option<&str>) -> Re
             manifest(image, &config, &layers).map(Document::Manifest)
         }
         _ => Err(invalid(match kind {
-            Some(kind) if !is_document_type(kind) => format!("manifest type {} is not supported", shown(kind)),
+            Some(kind) if !is_document_type(kind) => {
+                format!("manifest type {} is not supported", shown(kind))
+            }
             _ => "invalid manifest: neither an index nor an image manifest".to_owned(),
         })),
     }
@@ -136,10 +146,15 @@ pub(super) fn layout_entry(image: &str, bytes: &[u8], tag: Option<&str>) -> Resu
     let manifests = raw.manifests.unwrap_or_default();
     let Some(tag) = tag else {
         return match manifests.as_slice() {
-            [] => Err(ImageError::NotFound { image: image.to_owned() }),
+            [] => Err(ImageError::NotFound {
+                image: image.to_owned(),
+            }),
             [only] => Ok(only.clone()),
             several => {
-                let names: BTreeSet<_> = several.iter().filter_map(|it| it.annotations.get(REF_NAME)).collect();
+                let names: BTreeSet<_> = several
+                    .iter()
+                    .filter_map(|it| it.annotations.get(REF_NAME))
+                    .collect();
                 if names.len() > 1 {
                     let names: Vec<_> = names.into_iter().take(20).map(|name| shown(name)).collect();
                     let reason = format!("the layout has several images, name one of {}", names.join(", "));
@@ -156,7 +171,9 @@ pub(super) fn layout_entry(image: &str, bytes: &[u8], tag: Option<&str>) -> Resu
         .filter(|it| it.annotations.get(REF_NAME).is_some_and(|name| named(name)))
         .collect();
     match tagged.as_slice() {
-        [] => Err(ImageError::NotFound { image: image.to_owned() }),
+        [] => Err(ImageError::NotFound {
+            image: image.to_owned(),
+        }),
         [only] => Ok(only.clone()),
         several => choose(image, several),
     }
@@ -168,23 +185,43 @@ fn choose(image: &str, manifests: &[Descriptor]) -> Result<Descriptor, ImageErro
         return Ok(only.clone());
     }
     let ours = |it: &&Descriptor| {
-        it.platform.as_ref().is_some_and(|platform| platform.os == OS && platform.architecture == ARCHITECTURE)
+        it.platform
+            .as_ref()
+            .is_some_and(|platform| platform.os == OS && platform.architecture == ARCHITECTURE)
     };
     let newness = |it: &&Descriptor| {
-        let variant = it.platform.as_ref().and_then(|platform| platform.variant.as_deref());
+        let variant = it
+            .platform
+            .as_ref()
+            .and_then(|platform| platform.variant.as_deref());
         match variant {
             None | Some("" | "v1") => 0_u8,
             Some("v2") => 1,
             Some(_) => 2,
         }
     };
-    manifests.iter().filter(ours).min_by_key(newness).cloned().ok_or_else(|| {
-        let found: BTreeSet<String> =
-            manifests.iter().filter_map(|it| it.platform.as_ref()).map(Platform::words).collect();
-        let found: Vec<_> = found.into_iter().take(32).collect();
-        let found = if found.is_empty() { "no named platform".to_owned() } else { found.join(", ") };
-        ImageError::Platform { image: image.to_owned(), found }
-    })
+    manifests
+        .iter()
+        .filter(ours)
+        .min_by_key(newness)
+        .cloned()
+        .ok_or_else(|| {
+            let found: BTreeSet<String> = manifests
+                .iter()
+                .filter_map(|it| it.platform.as_ref())
+                .map(Platform::words)
+                .collect();
+            let found: Vec<_> = found.into_iter().take(32).collect();
+            let found = if found.is_empty() {
+                "no named platform".to_owned()
+            } else {
+                found.join(", ")
+            };
+            ImageError::Platform {
+                image: image.to_owned(),
+                found,
+            }
+        })
 }
 
 impl Platform {
@@ -200,21 +237,40 @@ impl Platform {
 
 fn manifest(image: &str, config: &Descriptor, layers: &[Descriptor]) -> Result<Manifest, ImageError> {
     if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
-        let reason = format!("not a container image (configuration of type {})", shown(&config.media_type));
+        let reason = format!(
+            "not a container image (configuration of type {})",
+            shown(&config.media_type)
+        );
         return Err(ImageError::manifest(image, reason));
     }
     if config.size > MAX_CONFIG_BYTES {
-        let reason = format!("configuration of {} bytes, more than {MAX_CONFIG_BYTES}", config.size);
+        let reason = format!(
+            "configuration of {} bytes, more than {MAX_CONFIG_BYTES}",
+            config.size
+        );
         return Err(ImageError::manifest(image, reason));
     }
     if layers.len() > MAX_LAYERS {
-        return Err(ImageError::manifest(image, format!("{} layers, more than {MAX_LAYERS}", layers.len())));
+        return Err(ImageError::manifest(
+            image,
+            format!("{} layers, more than {MAX_LAYERS}", layers.len()),
+        ));
     }
     let layers = layers
         .iter()
-        .map(|it| Ok(Layer { digest: it.digest, size: it.size, compression: compression(image, &it.media_type)? }))
+        .map(|it| {
+            Ok(Layer {
+                digest: it.digest,
+                size: it.size,
+                compression: compression(image, &it.media_type)?,
+            })
+        })
         .collect::<Result<_, ImageError>>()?;
-    Ok(Manifest { config: config.digest, config_size: config.size, layers })
+    Ok(Manifest {
+        config: config.digest,
+        config_size: config.size,
+        layers,
+    })
 }
 
 fn compression(image: &str, media_type: &str) -> Result<Compression, ImageError> {
@@ -222,15 +278,14 @@ fn compression(image: &str, media_type: &str) -> Result<Compression, ImageError>
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
             Ok(Compression::None)
         }
-        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-            Ok(Compression::Gzip)
-        }
-        "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
-            Ok(Compression::Zstd)
-        }
-        other => {
-            Err(ImageError::manifest(image, format!("layer of type {}, which is not supported", shown(other))))
-        }
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Compression::Gzip),
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Compression::Zstd),
+        other => Err(ImageError::manifest(
+            image,
+            format!("layer of type {}, which is not supported", shown(other)),
+        )),
     }
 }
 
@@ -283,12 +338,22 @@ pub(super) fn configuration(image: &str, bytes: &[u8], layers: usize) -> Result<
     let raw: RawConfig = serde_json::from_slice(bytes)
         .map_err(|error| ImageError::manifest(image, format!("invalid image configuration: {error}")))?;
     if raw.os != OS || raw.architecture != ARCHITECTURE {
-        let platform = Platform { os: raw.os, architecture: raw.architecture, variant: None };
-        return Err(ImageError::Platform { image: image.to_owned(), found: platform.words() });
+        let platform = Platform {
+            os: raw.os,
+            architecture: raw.architecture,
+            variant: None,
+        };
+        return Err(ImageError::Platform {
+            image: image.to_owned(),
+            found: platform.words(),
+        });
     }
     let diff_ids = raw.rootfs.diff_ids;
     if diff_ids.len() != layers {
-        let reason = format!("{layers} layers in the manifest, and {} in the configuration", diff_ids.len());
+        let reason = format!(
+            "{layers} layers in the manifest, and {} in the configuration",
+            diff_ids.len()
+        );
         return Err(ImageError::manifest(image, reason));
     }
     let run = raw.config;
@@ -308,8 +373,12 @@ pub(super) fn configuration(image: &str, bytes: &[u8], layers: usize) -> Result<
 /// The chain id of a stack of layers (OCI image specification, config.md): the same for every image with these layers.
 pub(super) fn chain_id(diff_ids: &[Digest]) -> Digest {
     let mut ids = diff_ids.iter().copied();
-    let Some(first) = ids.next() else { return Digest::of(b"") };
-    ids.fold(first, |below, diff_id| Digest::of(format!("{below} {diff_id}").as_bytes()))
+    let Some(first) = ids.next() else {
+        return Digest::of(b"");
+    };
+    ids.fold(first, |below, diff_id| {
+        Digest::of(format!("{below} {diff_id}").as_bytes())
+    })
 }
 
 fn is_document_type(kind: &str) -> bool {
@@ -318,12 +387,20 @@ fn is_document_type(kind: &str) -> bool {
 
 /// A media type without its parameters.
 fn essence(media_type: &str) -> String {
-    media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    media_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
 }
 
 /// Foreign text in a message: short, and without control characters.
 pub(super) fn shown(text: &str) -> String {
-    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .take(200)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// Docker writes `null` for lists and maps that are empty.

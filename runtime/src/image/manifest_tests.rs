@@ -39,8 +39,13 @@ fn refusal(value: &Value, served_as: Option<&str>) -> String {
 
 #[test]
 fn both_forms_of_manifest_are_read() {
-    let oci = image(vec![descriptor(&format!("{TAR}+zstd"), "l"), descriptor(TAR, "m")]);
-    let Ok(Document::Manifest(manifest)) = read(&oci, Some(OCI_MANIFEST)) else { panic!("not a manifest") };
+    let oci = image(vec![
+        descriptor(&format!("{TAR}+zstd"), "l"),
+        descriptor(TAR, "m"),
+    ]);
+    let Ok(Document::Manifest(manifest)) = read(&oci, Some(OCI_MANIFEST)) else {
+        panic!("not a manifest")
+    };
     assert_eq!(manifest.config.to_string(), digest("c"));
     let compressions: Vec<_> = manifest.layers.iter().map(|layer| layer.compression).collect();
     assert_eq!(compressions, [Compression::Zstd, Compression::None]);
@@ -50,7 +55,8 @@ fn both_forms_of_manifest_are_read() {
         "config": descriptor("application/vnd.docker.container.image.v1+json", "c"),
         "layers": [descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", "l")],
     });
-    let Ok(Document::Manifest(manifest)) = read(&docker, Some(&format!("{DOCKER_MANIFEST}; charset=utf-8"))) else {
+    let Ok(Document::Manifest(manifest)) = read(&docker, Some(&format!("{DOCKER_MANIFEST}; charset=utf-8")))
+    else {
         panic!("not a manifest")
     };
     assert_eq!(manifest.layers[0].compression, Compression::Gzip);
@@ -63,11 +69,20 @@ fn the_entry_for_this_platform_is_chosen() {
         Ok(Document::Index(entry)) => entry.digest.to_string(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(chosen(&[arm, ("linux", "amd64", None), ("windows", "amd64", None)]), digest("1"));
-    assert_eq!(chosen(&[("linux", "amd64", Some("v3")), ("linux", "amd64", None)]), digest("1"));
+    assert_eq!(
+        chosen(&[arm, ("linux", "amd64", None), ("windows", "amd64", None)]),
+        digest("1")
+    );
+    assert_eq!(
+        chosen(&[("linux", "amd64", Some("v3")), ("linux", "amd64", None)]),
+        digest("1")
+    );
     assert_eq!(chosen(&[("linux", "amd64", Some("v2"))]), digest("0"));
     let message = refusal(&index(&[arm, ("windows", "amd64", None)]), None);
-    assert_eq!(message, "img: no image for linux/amd64, only for linux/arm64/v8, windows/amd64");
+    assert_eq!(
+        message,
+        "img: no image for linux/amd64, only for linux/arm64/v8, windows/amd64"
+    );
 }
 
 #[test]
@@ -93,8 +108,14 @@ fn manifests_are_bounded() {
     let mut large = image(vec![]);
     large["config"]["size"] = json!(MAX_CONFIG_BYTES + 1);
     assert!(refusal(&large, None).contains("configuration of"));
-    for kind in ["application/vnd.oci.image.layer.v1.tar+encrypted", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"] {
-        assert!(refusal(&image(vec![descriptor(kind, "l")]), None).contains("not supported"), "{kind}");
+    for kind in [
+        "application/vnd.oci.image.layer.v1.tar+encrypted",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ] {
+        assert!(
+            refusal(&image(vec![descriptor(kind, "l")]), None).contains("not supported"),
+            "{kind}"
+        );
     }
     let mut negative = image(vec![descriptor(TAR, "l")]);
     negative["layers"][0]["size"] = json!(-1);
@@ -117,7 +138,12 @@ fn layout_entries_are_found_by_tag() {
     assert_eq!(found(Some("v1")).unwrap(), digest("a"));
     assert_eq!(found(Some("v2")).unwrap(), digest("b"));
     assert!(matches!(found(Some("v3")), Err(ImageError::NotFound { .. })));
-    assert!(found(None).unwrap_err().to_string().contains("name one of reg.io/app:v2, v1"));
+    assert!(
+        found(None)
+            .unwrap_err()
+            .to_string()
+            .contains("name one of reg.io/app:v2, v1")
+    );
 }
 
 #[test]
@@ -143,10 +169,18 @@ fn configurations_give_how_to_run() {
         exposed_ports: vec!["80/tcp".into()],
     };
     assert_eq!(it.config, expected);
-    assert!(read(&text, 2).unwrap_err().to_string().contains("2 layers in the manifest, and 1"));
+    assert!(
+        read(&text, 2)
+            .unwrap_err()
+            .to_string()
+            .contains("2 layers in the manifest, and 1")
+    );
     let mut arm = text.clone();
     arm["architecture"] = json!("arm64");
-    assert_eq!(read(&arm, 1).unwrap_err().to_string(), "img: no image for linux/amd64, only for linux/arm64");
+    assert_eq!(
+        read(&arm, 1).unwrap_err().to_string(),
+        "img: no image for linux/amd64, only for linux/arm64"
+    );
     let mut bare = text;
     bare["config"] = Value::Null;
     assert_eq!(read(&bare, 1).unwrap().config, ImageConfig::default());

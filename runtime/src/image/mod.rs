@@ -12,12 +12,14 @@ mod error;
 mod layer;
 mod layout;
 mod manifest;
+mod pull;
 mod reference;
 mod registry;
 mod source;
 mod store;
 mod tar_reader;
 mod tree;
+mod turns;
 mod unpack;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +111,8 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }

@@ -108,7 +108,11 @@ fn remote(text: &str) -> Result<RegistryReference, ReferenceError> {
         Some(_) => (DEFAULT_REGISTRY, rest.to_owned()),
         None => (DEFAULT_REGISTRY, format!("{DEFAULT_NAMESPACE}/{rest}")),
     };
-    let registry = if registry == "index.docker.io" { DEFAULT_REGISTRY } else { registry };
+    let registry = if registry == "index.docker.io" {
+        DEFAULT_REGISTRY
+    } else {
+        registry
+    };
     if !is_registry(registry) {
         return Err(ReferenceError::Registry(registry.to_owned()));
     }
@@ -121,21 +125,34 @@ fn remote(text: &str) -> Result<RegistryReference, ReferenceError> {
         return Err(ReferenceError::Name(name));
     }
     let tag = named_tag.or_else(|| digest.is_none().then(|| DEFAULT_TAG.to_owned()));
-    Ok(RegistryReference { registry: registry.to_owned(), name, tag, digest })
+    Ok(RegistryReference {
+        registry: registry.to_owned(),
+        name,
+        tag,
+        digest,
+    })
 }
 
 fn tag(text: &str) -> Result<String, ReferenceError> {
     let well_formed = !text.is_empty()
         && text.len() <= MAX_TAG_BYTES
         && !text.starts_with(['.', '-'])
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
-    if well_formed { Ok(text.to_owned()) } else { Err(ReferenceError::Tag(text.to_owned())) }
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if well_formed {
+        Ok(text.to_owned())
+    } else {
+        Err(ReferenceError::Tag(text.to_owned()))
+    }
 }
 
 /// A DNS name, an IPv4 address or an IPv6 address in brackets, each with an optional port.
 fn is_registry(text: &str) -> bool {
     if let Some(rest) = text.strip_prefix('[') {
-        let Some((address, port)) = rest.split_once(']') else { return false };
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
         return address.parse::<std::net::Ipv6Addr>().is_ok()
             && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
     }
@@ -147,7 +164,9 @@ fn is_registry(text: &str) -> bool {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     }) && port.is_none_or(is_port)
 }
 
@@ -159,12 +178,14 @@ fn is_port(text: &str) -> bool {
 fn is_name_part(part: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
-    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else { return false };
+    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
     word(first)
         && word(last)
-        && bytes
-            .split(|&byte| word(byte))
-            .all(|between| matches!(between, b"" | b"." | b"_" | b"__") || between.iter().all(|&byte| byte == b'-'))
+        && bytes.split(|&byte| word(byte)).all(|between| {
+            matches!(between, b"" | b"." | b"_" | b"__") || between.iter().all(|&byte| byte == b'-')
+        })
 }
 
 impl RegistryReference {

@@ -18,7 +18,9 @@ use super::Credentials;
 use super::auth::{self, Challenge};
 use super::digest::Digest;
 use super::error::ImageError;
-use super::manifest::{self, DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST, shown};
+use super::manifest::{
+    self, DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST, shown,
+};
 use super::reference::RegistryReference;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +55,10 @@ pub(super) fn client() -> Result<Client, ImageError> {
         .redirect(redirects)
         .referer(false)
         .build()
-        .map_err(|source| ImageError::HttpClient { cause: innermost(&source), source: Box::new(source) })
+        .map_err(|source| ImageError::HttpClient {
+            cause: innermost(&source),
+            source: Box::new(source),
+        })
 }
 
 /// One image's repository in a registry.
@@ -74,14 +79,26 @@ impl Repository {
         insecure_registries: &BTreeSet<String>,
     ) -> Self {
         let insecure = insecure_registries.contains(&reference.registry);
-        Self { client, reference, credentials, insecure, authorization: Mutex::new(None) }
+        Self {
+            client,
+            reference,
+            credentials,
+            insecure,
+            authorization: Mutex::new(None),
+        }
     }
 
     /// A manifest or index by tag or digest, with its media type.
     pub(super) async fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>), ImageError> {
         let timely = async {
             let response = self.get(&format!("manifests/{selector}")).await?;
-            let header = |name: &str| response.headers().get(name).and_then(|it| it.to_str().ok()).map(str::to_owned);
+            let header = |name: &str| {
+                response
+                    .headers()
+                    .get(name)
+                    .and_then(|it| it.to_str().ok())
+                    .map(str::to_owned)
+            };
             let media_type = header(CONTENT_TYPE.as_str());
             let promised = header("docker-content-digest").and_then(|it| it.parse::<Digest>().ok());
             let bytes = self.bounded(response, MAX_MANIFEST_BYTES).await?.ok_or_else(|| {
@@ -91,9 +108,11 @@ impl Repository {
             let expected = selector.parse::<Digest>().ok().or(promised);
             let actual = Digest::of(&bytes);
             match expected {
-                Some(expected) if expected != actual => {
-                    Err(ImageError::Digest { what: format!("manifest of {}", self.image()), expected, actual })
-                }
+                Some(expected) if expected != actual => Err(ImageError::Digest {
+                    what: format!("manifest of {}", self.image()),
+                    expected,
+                    actual,
+                }),
                 _ => Ok((bytes, media_type)),
             }
         };
@@ -101,15 +120,24 @@ impl Repository {
     }
 
     /// The content of a blob, as the registry sends it.
-    pub(super) async fn blob(&self, digest: Digest) -> Result<BoxStream<'_, Result<Bytes, ImageError>>, ImageError> {
+    pub(super) async fn blob(
+        &self,
+        digest: Digest,
+    ) -> Result<BoxStream<'_, Result<Bytes, ImageError>>, ImageError> {
         let response = self.get(&format!("blobs/{digest}")).await?;
-        Ok(Box::pin(response.bytes_stream().map_err(|error| self.unreachable(error))))
+        Ok(Box::pin(
+            response.bytes_stream().map_err(|error| self.unreachable(error)),
+        ))
     }
 
     /// One answer with status 200. A 401 is answered once.
     async fn get(&self, path: &str) -> Result<Response, ImageError> {
         let registry = &self.reference.registry;
-        let host = if registry == DOCKER_HUB.0 { DOCKER_HUB.1 } else { registry };
+        let host = if registry == DOCKER_HUB.0 {
+            DOCKER_HUB.1
+        } else {
+            registry
+        };
         let scheme = if self.insecure { "http" } else { "https" };
         let url = format!("{scheme}://{host}/v2/{}/{path}", self.reference.name);
         let url = Url::parse(&url).map_err(|error| self.failed(format!("{url}: {error}")))?;
@@ -145,7 +173,11 @@ impl Repository {
     async fn send(&self, url: &Url) -> Result<Response, ImageError> {
         let accept = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
         let mut request = self.client.get(url.clone()).header(ACCEPT, accept);
-        let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let authorization = self
+            .authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -199,7 +231,10 @@ impl Repository {
     async fn denied(&self, response: Response) -> ImageError {
         let status = response.status();
         let said = self.said(response).await;
-        ImageError::Denied { image: self.image(), detail: format!("it answered {status}{said}") }
+        ImageError::Denied {
+            image: self.image(),
+            detail: format!("it answered {status}{said}"),
+        }
     }
 
     /// The message in the body of a failed answer, if there is one.
@@ -215,7 +250,9 @@ impl Repository {
             #[serde(default)]
             message: String,
         }
-        let read = self.within(CONNECT_TIMEOUT, self.bounded(response, MAX_ERROR_BYTES)).await;
+        let read = self
+            .within(CONNECT_TIMEOUT, self.bounded(response, MAX_ERROR_BYTES))
+            .await;
         let body = read.ok().flatten().unwrap_or_default();
         let envelope = serde_json::from_slice::<Envelope>(&body).ok();
         match envelope.and_then(|envelope| envelope.errors.into_iter().next()) {
@@ -229,7 +266,10 @@ impl Repository {
     }
 
     fn failed(&self, detail: String) -> ImageError {
-        ImageError::Registry { registry: self.reference.registry.clone(), detail }
+        ImageError::Registry {
+            registry: self.reference.registry.clone(),
+            detail,
+        }
     }
 
     fn unreachable(&self, error: reqwest::Error) -> ImageError {
@@ -237,8 +277,16 @@ impl Repository {
         if !self.insecure && answered_in_plain(&error) {
             return ImageError::PlainHttp { registry };
         }
-        let cause = if error.is_timeout() { "timed out".to_owned() } else { innermost(&error) };
-        ImageError::Unreachable { registry, cause, source: Box::new(error) }
+        let cause = if error.is_timeout() {
+            "timed out".to_owned()
+        } else {
+            innermost(&error)
+        };
+        ImageError::Unreachable {
+            registry,
+            cause,
+            source: Box::new(error),
+        }
     }
 }
 
@@ -247,7 +295,9 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
     std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
         let error: &'a (dyn StdError + 'static) = *error;
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        wrapped.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| error.source())
+        wrapped
+            .map(|inner| inner as &(dyn StdError + 'static))
+            .or_else(|| error.source())
     })
 }
 
@@ -256,7 +306,9 @@ fn answered_in_plain(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| {
         matches!(
             cause.downcast_ref(),
-            Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+            Some(rustls::Error::InvalidMessage(
+                rustls::InvalidMessage::InvalidContentType
+            ))
         )
     })
 }
@@ -264,10 +316,16 @@ fn answered_in_plain(error: &reqwest::Error) -> bool {
 /// The first cause, in short: "connection refused" rather than the tower of errors over it.
 fn innermost(error: &reqwest::Error) -> String {
     let system = causes(error).find_map(|cause| {
-        cause.downcast_ref::<io::Error>().filter(|error| error.raw_os_error().is_some()).map(|error| error.kind())
+        cause
+            .downcast_ref::<io::Error>()
+            .filter(|error| error.raw_os_error().is_some())
+            .map(|error| error.kind())
     });
     match system {
         Some(kind) => kind.to_string(),
-        None => causes(error).last().map(|cause| manifest::shown(&cause.to_string())).unwrap_or_default(),
+        None => causes(error)
+            .last()
+            .map(|cause| manifest::shown(&cause.to_string()))
+            .unwrap_or_default(),
     }
 }

@@ -21,8 +21,15 @@ use super::registry::Repository;
 const READ_BYTES: usize = 128 * 1024;
 
 pub(super) enum Source {
-    Registry { repository: Box<Repository>, selector: String },
-    Layout { layout: Arc<Layout>, image: String, tag: Option<String> },
+    Registry {
+        repository: Box<Repository>,
+        selector: String,
+    },
+    Layout {
+        layout: Arc<Layout>,
+        image: String,
+        tag: Option<String>,
+    },
 }
 
 /// A manifest or index as it was given, and the media type it was given under.
@@ -39,8 +46,12 @@ impl Source {
         let (layout, tag) = match reference {
             Reference::Registry(reference) => {
                 let selector = reference.selector();
-                let repository = Repository::new(client()?, reference.clone(), credentials, insecure_registries);
-                return Ok(Self::Registry { repository: Box::new(repository), selector });
+                let repository =
+                    Repository::new(client()?, reference.clone(), credentials, insecure_registries);
+                return Ok(Self::Registry {
+                    repository: Box::new(repository),
+                    selector,
+                });
             }
             Reference::Layout { path, tag } => (Layout::directory(path)?, tag),
             Reference::Archive { path, tag } => {
@@ -48,7 +59,11 @@ impl Source {
                 (blocking("reading", move || Layout::archive(&path)).await?, tag)
             }
         };
-        Ok(Self::Layout { layout: Arc::new(layout), image: reference.to_string(), tag: tag.clone() })
+        Ok(Self::Layout {
+            layout: Arc::new(layout),
+            image: reference.to_string(),
+            tag: tag.clone(),
+        })
     }
 
     /// The document that the reference stands for.
@@ -72,7 +87,11 @@ impl Source {
                 let actual = Digest::of(&bytes);
                 if actual != digest {
                     let what = format!("manifest in {}", layout.path().display());
-                    return Err(ImageError::Digest { what, expected: digest, actual });
+                    return Err(ImageError::Digest {
+                        what,
+                        expected: digest,
+                        actual,
+                    });
                 }
                 Ok((bytes, None))
             }
@@ -80,22 +99,33 @@ impl Source {
     }
 
     /// The content of a blob, not verified.
-    pub(super) async fn blob(&self, digest: Digest) -> Result<BoxStream<'_, Result<Bytes, ImageError>>, ImageError> {
+    pub(super) async fn blob(
+        &self,
+        digest: Digest,
+    ) -> Result<BoxStream<'_, Result<Bytes, ImageError>>, ImageError> {
         match self {
             Self::Registry { repository, .. } => repository.blob(digest).await,
             Self::Layout { layout, .. } => {
                 let content = layout.blob(digest)?.ok_or_else(|| missing(layout, digest))?;
                 let limit = content.limit();
                 let file = tokio::fs::File::from_std(content.into_inner()).take(limit);
-                let failed = |source| ImageError::Io { path: layout.path().to_owned(), source };
-                Ok(ReaderStream::with_capacity(file, READ_BYTES).map_err(failed).boxed())
+                let failed = |source| ImageError::Io {
+                    path: layout.path().to_owned(),
+                    source,
+                };
+                Ok(ReaderStream::with_capacity(file, READ_BYTES)
+                    .map_err(failed)
+                    .boxed())
             }
         }
     }
 }
 
 fn missing(layout: &Layout, digest: Digest) -> ImageError {
-    ImageError::Layout { path: layout.path().to_owned(), reason: format!("the layout has no blob {digest}") }
+    ImageError::Layout {
+        path: layout.path().to_owned(),
+        reason: format!("the layout has no blob {digest}"),
+    }
 }
 
 /// Runs what blocks away from the async threads.

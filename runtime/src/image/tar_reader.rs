@@ -76,7 +76,12 @@ pub(super) struct TarReader<R> {
 
 impl<R: Read> TarReader<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, position: 0, data: 0, padding: 0 }
+        Self {
+            input,
+            position: 0,
+            data: 0,
+            padding: 0,
+        }
     }
 
     /// Where the data of the current entry begins, when asked right after [`Self::next`].
@@ -96,7 +101,9 @@ impl<R: Read> TarReader<R> {
             self.skip_data()?;
             let at = self.position;
             let invalid = |reason| TarError::Header { at, reason };
-            let Some(block) = self.block()? else { return Ok(None) };
+            let Some(block) = self.block()? else {
+                return Ok(None);
+            };
             if block.iter().all(|&byte| byte == 0) {
                 return match self.block()? {
                     Some(second) if second.iter().any(|&byte| byte != 0) => Err(invalid("a lone zero block")),
@@ -116,10 +123,14 @@ impl<R: Read> TarReader<R> {
                 }
                 b'g' => drop(self.extension(stored, at)?),
                 b'L' => {
-                    extensions.path.get_or_insert(until_nul(self.extension(stored, at)?));
+                    extensions
+                        .path
+                        .get_or_insert(until_nul(self.extension(stored, at)?));
                 }
                 b'K' => {
-                    extensions.link.get_or_insert(until_nul(self.extension(stored, at)?));
+                    extensions
+                        .link
+                        .get_or_insert(until_nul(self.extension(stored, at)?));
                 }
                 flag => return self.entry(header, flag, stored, extensions, at).map(Some),
             }
@@ -136,10 +147,15 @@ impl<R: Read> TarReader<R> {
     ) -> Result<Entry, TarError> {
         let invalid = |reason| TarError::Header { at, reason };
         let old = header.as_old();
-        let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = extensions
-            .link
-            .unwrap_or_else(|| header.link_name_bytes().map(|it| it.into_owned()).unwrap_or_default());
+        let path = extensions
+            .path
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = extensions.link.unwrap_or_else(|| {
+            header
+                .link_name_bytes()
+                .map(|it| it.into_owned())
+                .unwrap_or_default()
+        });
         let kind = match flag {
             b'0' | 0 | b'7' if path.ends_with(b"/") => Kind::Directory,
             b'0' | 0 | b'7' | b'S' => Kind::File,
@@ -152,21 +168,37 @@ impl<R: Read> TarReader<R> {
             other => return Err(TarError::Kind(char::from(other))),
         };
         // Only files carry data; a size on anything else is noise, as Go's reader (which wrote most images) has it.
-        let stored = if kind == Kind::File { extensions.size.unwrap_or(stored) } else { 0 };
+        let stored = if kind == Kind::File {
+            extensions.size.unwrap_or(stored)
+        } else {
+            0
+        };
         let (size, segments) = match flag {
             b'S' => self.sparse(header, stored, at)?,
             _ => (stored, vec![(0, stored)]),
         };
         self.data = stored;
-        self.padding = stored.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| invalid("size"))? - stored;
+        self.padding = stored
+            .checked_next_multiple_of(BLOCK as u64)
+            .ok_or_else(|| invalid("size"))?
+            - stored;
         Ok(Entry {
             path,
             link,
             kind,
             mode: numeric(&old.mode).ok_or_else(|| invalid("mode"))? as u32 & 0o7777,
-            uid: extensions.uid.or_else(|| numeric(&old.uid)).ok_or_else(|| invalid("uid"))?,
-            gid: extensions.gid.or_else(|| numeric(&old.gid)).ok_or_else(|| invalid("gid"))?,
-            mtime: extensions.mtime.or_else(|| time_field(&old.mtime)).ok_or_else(|| invalid("mtime"))?,
+            uid: extensions
+                .uid
+                .or_else(|| numeric(&old.uid))
+                .ok_or_else(|| invalid("uid"))?,
+            gid: extensions
+                .gid
+                .or_else(|| numeric(&old.gid))
+                .ok_or_else(|| invalid("gid"))?,
+            mtime: extensions
+                .mtime
+                .or_else(|| time_field(&old.mtime))
+                .ok_or_else(|| invalid("mtime"))?,
             xattrs: extensions.xattrs,
             size,
             segments,
@@ -176,7 +208,9 @@ impl<R: Read> TarReader<R> {
     /// The size and the segments of an old GNU sparse file, whose map may go on in blocks after the header.
     fn sparse(&mut self, header: &Header, stored: u64, at: u64) -> Result<(u64, Vec<(u64, u64)>), TarError> {
         let invalid = |reason| TarError::Header { at, reason };
-        let gnu = header.as_gnu().ok_or_else(|| invalid("sparse file in an archive that is not GNU's"))?;
+        let gnu = header
+            .as_gnu()
+            .ok_or_else(|| invalid("sparse file in an archive that is not GNU's"))?;
         let size = numeric(&gnu.realsize).ok_or_else(|| invalid("real size"))?;
         let mut segments = Vec::new();
         let mut end = 0_u64;
@@ -185,12 +219,18 @@ impl<R: Read> TarReader<R> {
             for part in map.iter().take_while(|part| !part.is_empty()) {
                 let offset = numeric(&part.offset).ok_or("sparse map")?;
                 let length = numeric(&part.numbytes).ok_or("sparse map")?;
-                let next = offset.checked_add(length).filter(|&next| offset >= end && next <= size);
+                let next = offset
+                    .checked_add(length)
+                    .filter(|&next| offset >= end && next <= size);
                 end = next.ok_or("sparse map out of order or out of bounds")?;
                 total = total.checked_add(length).ok_or("sparse map")?;
                 segments.push((offset, length));
             }
-            if segments.len() > MAX_SEGMENTS { Err("too many sparse segments") } else { Ok(()) }
+            if segments.len() > MAX_SEGMENTS {
+                Err("too many sparse segments")
+            } else {
+                Ok(())
+            }
         };
         add(&gnu.sparse).map_err(invalid)?;
         let mut more = gnu.is_extended();
@@ -212,7 +252,11 @@ impl<R: Read> TarReader<R> {
         let skipped = io::copy(&mut self.input.by_ref().take(left), &mut io::sink())?;
         self.position = self.position.saturating_add(skipped);
         (self.data, self.padding) = (0, 0);
-        if skipped < left { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(()) }
+        if skipped < left {
+            Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+        } else {
+            Ok(())
+        }
     }
 
     /// One block; none if the stream ends right before it.
@@ -235,7 +279,10 @@ impl<R: Read> TarReader<R> {
     /// The data of an extension header.
     fn extension(&mut self, size: u64, at: u64) -> Result<Vec<u8>, TarError> {
         if size > MAX_EXTENSION_BYTES {
-            return Err(TarError::Header { at, reason: "extension header longer than 1 MiB" });
+            return Err(TarError::Header {
+                at,
+                reason: "extension header longer than 1 MiB",
+            });
         }
         self.data = size;
         self.padding = size.next_multiple_of(BLOCK as u64) - size;
@@ -261,17 +308,31 @@ impl<R: Read> Read for TarReader<R> {
 
 fn checksum(block: &[u8; BLOCK]) -> u64 {
     let field = 148..156;
-    block.iter().enumerate().map(|(at, &byte)| if field.contains(&at) { 32 } else { u64::from(byte) }).sum()
+    block
+        .iter()
+        .enumerate()
+        .map(|(at, &byte)| if field.contains(&at) { 32 } else { u64::from(byte) })
+        .sum()
 }
 
 /// A numeric field: octal text, or big-endian binary if the first bit is set. Blank is zero; negative is none.
 fn numeric(field: &[u8]) -> Option<u64> {
     let (&first, rest) = field.split_first()?;
     if first & 0x80 != 0 {
-        let start = if first & 0x40 != 0 { return None } else { u64::from(first & 0x3f) };
-        return rest.iter().try_fold(start, |value, &byte| Some(value.checked_mul(256)? | u64::from(byte)));
+        let start = if first & 0x40 != 0 {
+            return None;
+        } else {
+            u64::from(first & 0x3f)
+        };
+        return rest.iter().try_fold(start, |value, &byte| {
+            Some(value.checked_mul(256)? | u64::from(byte))
+        });
     }
-    let text = field.split(|&byte| byte == 0).next().unwrap_or_default().trim_ascii();
+    let text = field
+        .split(|&byte| byte == 0)
+        .next()
+        .unwrap_or_default()
+        .trim_ascii();
     text.iter().try_fold(0_u64, |value, &byte| match byte {
         b'0'..=b'7' => value.checked_mul(8)?.checked_add(u64::from(byte - b'0')),
         _ => None,
@@ -280,7 +341,11 @@ fn numeric(field: &[u8]) -> Option<u64> {
 
 fn time_field(field: &[u8]) -> Option<(u64, u32)> {
     let negative = field.first().is_some_and(|first| first & 0xc0 == 0xc0);
-    if negative { Some((0, 0)) } else { numeric(field).map(|seconds| (seconds, 0)) }
+    if negative {
+        Some((0, 0))
+    } else {
+        numeric(field).map(|seconds| (seconds, 0))
+    }
 }
 
 fn until_nul(mut name: Vec<u8>) -> Vec<u8> {
@@ -293,15 +358,26 @@ fn until_nul(mut name: Vec<u8>) -> Vec<u8> {
 /// Reads PAX records, each `LENGTH KEY=VALUE\n`.
 fn pax(mut records: &[u8], extensions: &mut Extensions) -> Result<(), &'static str> {
     while !records.is_empty() {
-        let space = records.iter().take(20).position(|&byte| byte == b' ').ok_or("PAX record length")?;
-        let length: usize = decimal(&records[..space]).and_then(|it| it.try_into().ok()).ok_or("PAX record length")?;
+        let space = records
+            .iter()
+            .take(20)
+            .position(|&byte| byte == b' ')
+            .ok_or("PAX record length")?;
+        let length: usize = decimal(&records[..space])
+            .and_then(|it| it.try_into().ok())
+            .ok_or("PAX record length")?;
         if length <= space + 1 || length > records.len() {
             return Err("PAX record length");
         }
         let (record, rest) = records.split_at(length);
         records = rest;
-        let body = record[space + 1..].strip_suffix(b"\n").ok_or("PAX record without an end")?;
-        let equals = body.iter().position(|&byte| byte == b'=').ok_or("PAX record without =")?;
+        let body = record[space + 1..]
+            .strip_suffix(b"\n")
+            .ok_or("PAX record without an end")?;
+        let equals = body
+            .iter()
+            .position(|&byte| byte == b'=')
+            .ok_or("PAX record without =")?;
         let (key, value) = (&body[..equals], &body[equals + 1..]);
         match key {
             b"path" => extensions.path = Some(value.to_vec()),
@@ -340,7 +416,9 @@ fn pax_time(text: &[u8]) -> Option<(u64, u32)> {
     let seconds = decimal(parts.next()?)?;
     let mut digits = parts.next().unwrap_or_default().iter();
     let nanoseconds = (0..9).try_fold(0_u32, |value, _| {
-        let digit = digits.next().map_or(Some(0), |&byte| char::from(byte).to_digit(10))?;
+        let digit = digits
+            .next()
+            .map_or(Some(0), |&byte| char::from(byte).to_digit(10))?;
         Some(value * 10 + digit)
     })?;
     Some((seconds, nanoseconds))

@@ -35,12 +35,22 @@ fn header(kind: EntryType, size: u64) -> Header {
 fn long_names_and_links_are_read() {
     let mut builder = Builder::new(Vec::new());
     let long = "d/".repeat(150) + "file";
-    builder.append_data(&mut header(EntryType::Regular, 3), &long, b"abc".as_slice()).unwrap();
-    builder.append_link(&mut header(EntryType::Symlink, 0), "link", &long).unwrap();
+    builder
+        .append_data(&mut header(EntryType::Regular, 3), &long, b"abc".as_slice())
+        .unwrap();
+    builder
+        .append_link(&mut header(EntryType::Symlink, 0), "link", &long)
+        .unwrap();
     let all = entries(&builder.into_inner().unwrap()).unwrap();
-    assert_eq!((all[0].0.path.as_slice(), all[0].1.as_slice()), (long.as_bytes(), b"abc".as_slice()));
+    assert_eq!(
+        (all[0].0.path.as_slice(), all[0].1.as_slice()),
+        (long.as_bytes(), b"abc".as_slice())
+    );
     assert_eq!((all[0].0.uid, all[0].0.gid, all[0].0.mtime), (1, 2, (3, 0)));
-    assert_eq!((all[1].0.kind, all[1].0.link.as_slice()), (Kind::Symlink, long.as_bytes()));
+    assert_eq!(
+        (all[1].0.kind, all[1].0.link.as_slice()),
+        (Kind::Symlink, long.as_bytes())
+    );
 }
 
 #[test]
@@ -54,11 +64,18 @@ fn pax_records_override_the_header() {
         ("comment", b"ignored"),
     ];
     builder.append_pax_extensions(records).unwrap();
-    builder.append(&header(EntryType::Regular, 2), b"hi".as_slice()).unwrap();
-    builder.append(&header(EntryType::Regular, 0), b"".as_slice()).unwrap();
+    builder
+        .append(&header(EntryType::Regular, 2), b"hi".as_slice())
+        .unwrap();
+    builder
+        .append(&header(EntryType::Regular, 0), b"".as_slice())
+        .unwrap();
     let all = entries(&builder.into_inner().unwrap()).unwrap();
     let entry = &all[0].0;
-    assert_eq!((entry.path.as_slice(), entry.uid, entry.gid), (b"other\xff".as_slice(), 70000, 2));
+    assert_eq!(
+        (entry.path.as_slice(), entry.uid, entry.gid),
+        (b"other\xff".as_slice(), 70000, 2)
+    );
     assert_eq!(entry.mtime, (12, 500_000_000));
     assert_eq!(entry.xattrs, [(b"user.a".to_vec(), b"x\ny=z\n".to_vec())]);
     assert_eq!(all[1].0.path, b"name", "records hold for one entry only");
@@ -67,7 +84,9 @@ fn pax_records_override_the_header() {
 #[test]
 fn a_pax_size_decides_how_much_data_follows() {
     let mut builder = Builder::new(Vec::new());
-    builder.append_pax_extensions([("size", b"4".as_slice())]).unwrap();
+    builder
+        .append_pax_extensions([("size", b"4".as_slice())])
+        .unwrap();
     let mut bytes = builder.into_inner().unwrap();
     bytes.truncate(1024);
     bytes.extend_from_slice(header(EntryType::Regular, 0).as_bytes());
@@ -80,7 +99,12 @@ fn a_pax_size_decides_how_much_data_follows() {
 
 #[test]
 fn extensions_are_bounded_before_they_are_read() {
-    for kind in [EntryType::XHeader, EntryType::XGlobalHeader, EntryType::GNULongName, EntryType::GNULongLink] {
+    for kind in [
+        EntryType::XHeader,
+        EntryType::XGlobalHeader,
+        EntryType::GNULongName,
+        EntryType::GNULongLink,
+    ] {
         let error = entries(header(kind, MAX_EXTENSION_BYTES + 1).as_bytes()).unwrap_err();
         assert!(error.to_string().contains("longer than 1 MiB"), "{error}");
     }
@@ -91,14 +115,38 @@ fn broken_archives_are_refused() {
     let good = header(EntryType::Regular, 0);
     let mut wrong = *good.as_bytes();
     wrong[0] ^= 1;
-    assert!(entries(&wrong).unwrap_err().to_string().contains("wrong checksum"));
+    assert!(
+        entries(&wrong)
+            .unwrap_err()
+            .to_string()
+            .contains("wrong checksum")
+    );
     assert!(matches!(entries(&good.as_bytes()[..100]), Err(TarError::Io(_))));
-    assert!(matches!(entries(header(EntryType::new(b'Q'), 0).as_bytes()), Err(TarError::Kind('Q'))));
+    assert!(matches!(
+        entries(header(EntryType::new(b'Q'), 0).as_bytes()),
+        Err(TarError::Kind('Q'))
+    ));
     let lone = [&[0; 512][..], good.as_bytes()].concat();
-    assert!(entries(&lone).unwrap_err().to_string().contains("lone zero block"));
-    for records in [b"99 a=b\n".as_slice(), b"0 a=b\n", b"7 a=bcd", b"6 abc\n", b"99999999999999999999 a=b\n", b"x"] {
+    assert!(
+        entries(&lone)
+            .unwrap_err()
+            .to_string()
+            .contains("lone zero block")
+    );
+    for records in [
+        b"99 a=b\n".as_slice(),
+        b"0 a=b\n",
+        b"7 a=bcd",
+        b"6 abc\n",
+        b"99999999999999999999 a=b\n",
+        b"x",
+    ] {
         let mut extensions = Extensions::default();
-        assert!(pax(records, &mut extensions).is_err(), "{}", String::from_utf8_lossy(records));
+        assert!(
+            pax(records, &mut extensions).is_err(),
+            "{}",
+            String::from_utf8_lossy(records)
+        );
     }
     let mut extensions = Extensions::default();
     assert!(pax(b"22 GNU.sparse.major=1\n", &mut extensions).is_err());
@@ -119,7 +167,10 @@ fn sparse_maps_must_be_in_order_and_in_bounds() {
         bytes.resize(512 + 1024, 7);
         entries(&bytes[..512 + usize::try_from(stored.next_multiple_of(512)).unwrap()])
     };
-    assert_eq!(sparse(100, 20, &[(0, 10), (50, 10)]).unwrap()[0].0.segments, [(0, 10), (50, 10)]);
+    assert_eq!(
+        sparse(100, 20, &[(0, 10), (50, 10)]).unwrap()[0].0.segments,
+        [(0, 10), (50, 10)]
+    );
     assert!(sparse(100, 20, &[(50, 10), (0, 10)]).is_err());
     assert!(sparse(100, 20, &[(0, 10), (95, 10)]).is_err());
     assert!(sparse(100, 10, &[(0, 10), (50, 10)]).is_err());

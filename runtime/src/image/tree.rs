@@ -90,7 +90,10 @@ impl Tree {
     pub(super) fn make_directory(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
         let parent_path = real_path(parent)?;
         let inside = parent_path.get(self.root_path..).unwrap_or_default();
-        let depth = inside.split(|&byte| byte == b'/').filter(|part| !part.is_empty()).count();
+        let depth = inside
+            .split(|&byte| byte == b'/')
+            .filter(|part| !part.is_empty())
+            .count();
         if depth >= MAX_DEPTH || inside.len() + name.len() >= MAX_DIRECTORY_PATH {
             return Err(Errno::ENAMETOOLONG);
         }
@@ -132,13 +135,20 @@ pub(super) fn is_directory(stat: &FileStat) -> bool {
 
 /// Opens a directory for reading, and never through a link.
 pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    openat(parent, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+    openat(
+        parent,
+        name,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// Removes an entry and everything below it, except what `upper` holds and the directories that lead there. Says
 /// whether the entry is gone.
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &[u8], upper: &Upper) -> Result<bool, Errno> {
-    let Some(found) = stat(parent, name)? else { return Ok(true) };
+    let Some(found) = stat(parent, name)? else {
+        return Ok(true);
+    };
     let ours = upper.has(fstat(parent)?.st_ino, name);
     if !is_directory(&found) {
         if !ours {

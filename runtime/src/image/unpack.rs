@@ -64,8 +64,10 @@ pub(super) struct Unpacked {
 impl Unpacker {
     /// Unpacks into an empty directory, at most this many bytes of files.
     pub(super) fn new(directory: &Path, max_bytes: u64) -> Result<Self, LayerError> {
-        let tree = Tree::open(directory)
-            .map_err(|source| LayerError::Io { path: directory.display().to_string(), source })?;
+        let tree = Tree::open(directory).map_err(|source| LayerError::Io {
+            path: directory.display().to_string(),
+            source,
+        })?;
         let root = open_root(&tree).map_err(at(b"/"))?;
         fchmod(&root, Mode::from_bits_truncate(0o755)).map_err(at(b"/"))?;
         let ino = fstat(&root).map_err(at(b"/"))?.st_ino;
@@ -100,7 +102,11 @@ impl Unpacker {
     pub(super) fn finish(self) -> Result<Unpacked, LayerError> {
         let root = open_root(&self.tree).map_err(at(b"/"))?;
         self.set_directory_times(root.as_fd()).map_err(at(b"/"))?;
-        Ok(Unpacked { bytes: self.bytes, entries: self.entries, skipped_devices: self.skipped_devices })
+        Ok(Unpacked {
+            bytes: self.bytes,
+            entries: self.entries,
+            skipped_devices: self.skipped_devices,
+        })
     }
 
     /// The depth of recursion is that of the tree, which is bounded.
@@ -111,7 +117,11 @@ impl Unpacker {
                 self.set_directory_times(tree::open_directory(directory, name.as_bytes())?.as_fd())?;
             }
         }
-        let time = self.directory_times.get(&fstat(directory)?.st_ino).copied().unwrap_or_default();
+        let time = self
+            .directory_times
+            .get(&fstat(directory)?.st_ino)
+            .copied()
+            .unwrap_or_default();
         let time = timespec(time);
         futimens(directory, &time, &time)
     }
@@ -119,17 +129,14 @@ impl Unpacker {
     fn count(&mut self) -> Result<(), LayerError> {
         self.entries += 1;
         if self.entries > self.max_entries {
-            return Err(LayerError::TooManyEntries { limit: self.max_entries });
+            return Err(LayerError::TooManyEntries {
+                limit: self.max_entries,
+            });
         }
         Ok(())
     }
 
-    fn place(
-        &mut self,
-        entry: &Entry,
-        data: &mut impl Read,
-        upper: &mut Upper,
-    ) -> Result<(), LayerError> {
+    fn place(&mut self, entry: &Entry, data: &mut impl Read, upper: &mut Upper) -> Result<(), LayerError> {
         self.count()?;
         let path = entry.path.as_slice();
         let components = components(path).map_err(|reason| refused(path, reason))?;
@@ -244,8 +251,12 @@ impl Unpacker {
         }
         clear(parent, name).map_err(at(path))?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(at(path))?);
-        let written = |source| LayerError::Io { path: shown(path), source };
+        let mut file =
+            File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(at(path))?);
+        let written = |source| LayerError::Io {
+            path: shown(path),
+            source,
+        };
         let mut end = 0;
         for &(offset, length) in &entry.segments {
             if offset != end {
@@ -271,14 +282,22 @@ impl Unpacker {
 
     fn hardlink(&mut self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), LayerError> {
         let path = entry.path.as_slice();
-        let target = components(&entry.link).map_err(|reason| refused(path, &format!("its link target: {reason}")))?;
-        let missing = || refused(path, &format!("its link target \"{}\" is not in the image", shown(&entry.link)));
+        let target =
+            components(&entry.link).map_err(|reason| refused(path, &format!("its link target: {reason}")))?;
+        let missing = || {
+            refused(
+                path,
+                &format!("its link target \"{}\" is not in the image", shown(&entry.link)),
+            )
+        };
         let (&target_name, target_parents) = target.split_last().ok_or_else(missing)?;
         let target_parent = match self.tree.directory(target_parents) {
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Err(missing()),
             directory => directory.map_err(at(path))?,
         };
-        let found = tree::stat(target_parent.as_fd(), target_name).map_err(at(path))?.ok_or_else(missing)?;
+        let found = tree::stat(target_parent.as_fd(), target_name)
+            .map_err(at(path))?
+            .ok_or_else(missing)?;
         if tree::is_directory(&found) {
             return Err(refused(path, "a hard link to a directory"));
         }
@@ -311,7 +330,8 @@ fn fifo(parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), LayerE
     mkfifoat(parent, name, Mode::S_IRUSR).map_err(at(path))?;
     let mode = Mode::from_bits_truncate(entry.mode);
     // Not a link: it was made on the line above, in a directory that nobody else can enter.
-    nix::sys::stat::fchmodat(parent, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink).map_err(at(path))?;
+    nix::sys::stat::fchmodat(parent, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+        .map_err(at(path))?;
     node_metadata(parent, name, entry)
 }
 
@@ -324,10 +344,17 @@ fn clear(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
 fn metadata(file: File, entry: &Entry) -> Result<(), LayerError> {
     let path = entry.path.as_slice();
     let (uid, gid) = owner(entry)?;
-    let failed = |source| LayerError::Io { path: shown(path), source };
+    let failed = |source| LayerError::Io {
+        path: shown(path),
+        source,
+    };
     // A directory that an upper layer states again has the attributes of that layer only.
     if entry.kind == Kind::Directory {
-        for name in file.list_xattr().map_err(failed)?.filter(|name| is_kept(name.as_bytes())) {
+        for name in file
+            .list_xattr()
+            .map_err(failed)?
+            .filter(|name| is_kept(name.as_bytes()))
+        {
             file.remove_xattr(name).map_err(failed)?;
         }
     }
@@ -337,10 +364,14 @@ fn metadata(file: File, entry: &Entry) -> Result<(), LayerError> {
         if name.contains(&0) {
             return Err(refused(path, "an extended attribute with a NUL in its name"));
         }
-        file.set_xattr(std::ffi::OsStr::from_bytes(name), value).map_err(|source| {
-            let reason = format!("extended attribute {}: {source}", shown(name));
-            LayerError::Entry { path: shown(path), reason }
-        })?;
+        file.set_xattr(std::ffi::OsStr::from_bytes(name), value)
+            .map_err(|source| {
+                let reason = format!("extended attribute {}: {source}", shown(name));
+                LayerError::Entry {
+                    path: shown(path),
+                    reason,
+                }
+            })?;
     }
     let time = timespec(entry.mtime);
     futimens(&file, &time, &time).map_err(at(path))
@@ -360,7 +391,10 @@ fn owner(entry: &Entry) -> Result<(Uid, Gid), LayerError> {
     let id = |value: u64| u32::try_from(value).ok().filter(|&id| id != u32::MAX);
     match (id(entry.uid), id(entry.gid)) {
         (Some(uid), Some(gid)) => Ok((Uid::from_raw(uid), Gid::from_raw(gid))),
-        _ => Err(refused(&entry.path, &format!("owner {}:{} is out of range", entry.uid, entry.gid))),
+        _ => Err(refused(
+            &entry.path,
+            &format!("owner {}:{} is out of range", entry.uid, entry.gid),
+        )),
     }
 }
 
@@ -380,11 +414,18 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
     if path.contains(&0) {
         return Err("its path has a NUL in it");
     }
-    let parts: Vec<_> = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+    let parts: Vec<_> = path
+        .split(|&byte| byte == b'/')
+        .filter(|part| !matches!(*part, b"" | b"."))
+        .collect();
     if parts.contains(&b"..".as_slice()) {
         return Err("its path has \"..\" in it");
     }
-    if parts.len() > MAX_DEPTH { Err("its directory is too deep") } else { Ok(parts) }
+    if parts.len() > MAX_DEPTH {
+        Err("its directory is too deep")
+    } else {
+        Ok(parts)
+    }
 }
 
 fn open_root(tree: &Tree) -> Result<OwnedFd, Errno> {
@@ -392,11 +433,17 @@ fn open_root(tree: &Tree) -> Result<OwnedFd, Errno> {
 }
 
 fn refused(path: &[u8], reason: &str) -> LayerError {
-    LayerError::Entry { path: shown(path), reason: reason.to_owned() }
+    LayerError::Entry {
+        path: shown(path),
+        reason: reason.to_owned(),
+    }
 }
 
 fn at(path: &[u8]) -> impl FnOnce(Errno) -> LayerError {
-    move |errno| LayerError::Io { path: shown(path), source: errno.into() }
+    move |errno| LayerError::Io {
+        path: shown(path),
+        source: errno.into(),
+    }
 }
 
 fn shown(path: &[u8]) -> String {

@@ -5,7 +5,6 @@ use std::io::{Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink as make_link};
 use std::path::PathBuf;
 
-use proptest::prelude::*;
 use tar::{EntryType, Header};
 
 use super::*;
@@ -29,7 +28,14 @@ const LINK: EntryType = EntryType::Symlink;
 const HARD: EntryType = EntryType::Link;
 
 /// Writes raw headers, as the tar crate's own builder refuses hostile names.
-fn block(out: &mut Vec<u8>, kind: EntryType, name: &[u8], link: &[u8], data: &[u8], change: impl Fn(&mut Header)) {
+fn block(
+    out: &mut Vec<u8>,
+    kind: EntryType,
+    name: &[u8],
+    link: &[u8],
+    data: &[u8],
+    change: impl Fn(&mut Header),
+) {
     let mut header = Header::new_gnu();
     let old = header.as_old_mut();
     old.name[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
@@ -51,10 +57,21 @@ fn tar_of(specs: &[Spec<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     for &(kind, name, value) in specs {
         if name.len() > 100 {
-            block(&mut out, EntryType::GNULongName, b"././@LongLink", b"", name, |_| {});
+            block(
+                &mut out,
+                EntryType::GNULongName,
+                b"././@LongLink",
+                b"",
+                name,
+                |_| {},
+            );
         }
         let is_link = kind == LINK || kind == HARD;
-        let (link, data) = if is_link { (value, b"".as_slice()) } else { (b"".as_slice(), value) };
+        let (link, data) = if is_link {
+            (value, b"".as_slice())
+        } else {
+            (b"".as_slice(), value)
+        };
         block(&mut out, kind, name, link, data, |_| {});
     }
     out.extend_from_slice(&[0; 1024]);
@@ -116,8 +133,15 @@ impl Image {
                 let path = entry.unwrap().path();
                 if path != self.path("").components().as_path() {
                     let it = path.symlink_metadata().unwrap();
-                    let content = if it.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
-                    found.insert(path, (it.mode(), it.nlink(), it.mtime(), u64::from(it.uid()), content));
+                    let content = if it.is_file() {
+                        std::fs::read(&path).unwrap()
+                    } else {
+                        Vec::new()
+                    };
+                    found.insert(
+                        path,
+                        (it.mode(), it.nlink(), it.mtime(), u64::from(it.uid()), content),
+                    );
                 }
             }
         }
@@ -201,14 +225,21 @@ fn links_are_made_but_never_followed_out() {
     assert_eq!(image.read("target"), "inside");
     assert_eq!(image.read("file"), "replaces the link");
     for name in [b"abs/secret".as_slice(), b"up/secret"] {
-        let error = image.apply(&[specs, &[(FILE, name, b"overwritten")]]).unwrap_err();
+        let error = image
+            .apply(&[specs, &[(FILE, name, b"overwritten")]])
+            .unwrap_err();
         assert!(error.to_string().contains("not a directory"), "{error}");
     }
     assert_eq!(image.outside(), before);
 
     let image = Image::new();
     image
-        .apply(&[&[(DIR, b"run/", b""), (DIR, b"var/", b""), (LINK, b"var/run", b"/run"), (FILE, b"var/run/pid", b"1")]])
+        .apply(&[&[
+            (DIR, b"run/", b""),
+            (DIR, b"var/", b""),
+            (LINK, b"var/run", b"/run"),
+            (FILE, b"var/run/pid", b"1"),
+        ]])
         .unwrap();
     assert_eq!(image.read("run/pid"), "1");
 }
@@ -220,9 +251,15 @@ fn hard_links_stay_within_the_tree() {
     }
     let image = Image::new();
     image
-        .apply(&[&[(FILE, b"a", b"1"), (LINK, b"s", b"a")], &[(HARD, b"b", b"/a"), (HARD, b"s2", b"s"), (HARD, b"a", b"a")]])
+        .apply(&[
+            &[(FILE, b"a", b"1"), (LINK, b"s", b"a")],
+            &[(HARD, b"b", b"/a"), (HARD, b"s2", b"s"), (HARD, b"a", b"a")],
+        ])
         .unwrap();
-    assert_eq!(image.path("a").metadata().unwrap().ino(), image.path("b").metadata().unwrap().ino());
+    assert_eq!(
+        image.path("a").metadata().unwrap().ino(),
+        image.path("b").metadata().unwrap().ino()
+    );
     assert!(image.path("s2").is_symlink());
 
     for (target, reason) in [
@@ -231,7 +268,9 @@ fn hard_links_stay_within_the_tree() {
         (b"d", "hard link to a directory"),
         (b"", "not in the image"),
     ] {
-        let error = image.apply(&[&[(DIR, b"d/", b""), (HARD, b"h", target)]]).unwrap_err();
+        let error = image
+            .apply(&[&[(DIR, b"d/", b""), (HARD, b"h", target)]])
+            .unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
     }
     // Through a link that points out.
@@ -263,8 +302,15 @@ fn hostile_names_are_refused() {
     ] {
         let kind = if name == b"/" { LINK } else { FILE };
         let result = Image::new().apply(&[&[(kind, name, b"")]]);
-        let error = result.expect_err(&String::from_utf8_lossy(name)).to_string().to_lowercase();
-        assert!(error.contains(reason), "{}: {error}", String::from_utf8_lossy(name));
+        let error = result
+            .expect_err(&String::from_utf8_lossy(name))
+            .to_string()
+            .to_lowercase();
+        assert!(
+            error.contains(reason),
+            "{}: {error}",
+            String::from_utf8_lossy(name)
+        );
     }
 }
 
@@ -296,13 +342,18 @@ fn metadata_is_kept() {
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let mut records = Vec::new();
     for (key, value) in [
-        (b"SCHILY.xattr.security.capability".as_slice(), capability.as_slice()),
+        (
+            b"SCHILY.xattr.security.capability".as_slice(),
+            capability.as_slice(),
+        ),
         (b"SCHILY.xattr.user.note", b"two\nlines"),
         (b"SCHILY.xattr.trusted.overlay.opaque", b"y"),
         (b"mtime", b"1234567890.25"),
     ] {
         let body = key.len() + value.len() + 3;
-        let length = (body..body + 6).find(|length| body + length.to_string().len() == *length).unwrap();
+        let length = (body..body + 6)
+            .find(|length| body + length.to_string().len() == *length)
+            .unwrap();
         records.extend_from_slice(format!("{length} ").as_bytes());
         records.extend_from_slice(&[key, b"=", value, b"\n"].concat());
     }
@@ -312,24 +363,42 @@ fn metadata_is_kept() {
         header.set_uid(1000);
         header.set_gid(3_000_000_000);
     });
-    block(&mut tar, EntryType::Fifo, b"pipe", b"", b"", |header| header.set_mode(0o620));
+    block(&mut tar, EntryType::Fifo, b"pipe", b"", b"", |header| {
+        header.set_mode(0o620)
+    });
     block(&mut tar, EntryType::Char, b"null", b"", b"", |_| {});
     block(&mut tar, DIR, b"tmp/", b"", b"", |header| header.set_mode(0o1777));
     block(&mut tar, FILE, b"tmp/implied/file", b"", b"", |_| {});
     let unpacked = image.apply_tars(&[tar], MIB).unwrap();
-    assert_eq!(unpacked, Unpacked { bytes: 1, entries: 6, skipped_devices: 1 });
+    assert_eq!(
+        unpacked,
+        Unpacked {
+            bytes: 1,
+            entries: 6,
+            skipped_devices: 1
+        }
+    );
 
     let path = image.path("").join(std::ffi::OsStr::from_bytes(b"bin\xff"));
     let it = path.metadata().unwrap();
-    assert_eq!((it.mode() & 0o7777, it.uid(), it.gid()), (0o4755, 1000, 3_000_000_000));
+    assert_eq!(
+        (it.mode() & 0o7777, it.uid(), it.gid()),
+        (0o4755, 1000, 3_000_000_000)
+    );
     assert_eq!((it.mtime(), it.mtime_nsec()), (1_234_567_890, 250_000_000));
-    assert_eq!(xattr::get(&path, "security.capability").unwrap().unwrap(), capability);
+    assert_eq!(
+        xattr::get(&path, "security.capability").unwrap().unwrap(),
+        capability
+    );
     assert_eq!(xattr::get(&path, "user.note").unwrap().unwrap(), b"two\nlines");
     assert_eq!(xattr::get(&path, "trusted.overlay.opaque").unwrap(), None);
     assert_eq!(image.path("pipe").metadata().unwrap().mode(), 0o010_620);
     assert!(!image.exists("null"));
     let tmp = image.path("tmp").metadata().unwrap();
-    assert_eq!((tmp.permissions().mode() & 0o7777, tmp.mtime()), (0o1777, 1_000_000_000));
+    assert_eq!(
+        (tmp.permissions().mode() & 0o7777, tmp.mtime()),
+        (0o1777, 1_000_000_000)
+    );
     let implied = image.path("tmp/implied").metadata().unwrap();
     assert_eq!((implied.mode() & 0o7777, implied.mtime()), (0o755, 0));
 }
@@ -364,8 +433,14 @@ fn sparse_files_are_filled_with_holes_and_count_in_full() {
     let image = Image::new();
     assert_eq!(image.apply_tars(&[tar.clone()], 10_000).unwrap().bytes, 10_000);
     let content = std::fs::read(image.path("s")).unwrap();
-    assert_eq!((content.len(), &content[..3], &content[4999..5003]), (10_000, &b"ab\0"[..], &b"\0cd\0"[..]));
-    assert!(matches!(Image::new().apply_tars(&[tar], 9_999), Err(LayerError::TooLarge)));
+    assert_eq!(
+        (content.len(), &content[..3], &content[4999..5003]),
+        (10_000, &b"ab\0"[..], &b"\0cd\0"[..])
+    );
+    assert!(matches!(
+        Image::new().apply_tars(&[tar], 9_999),
+        Err(LayerError::TooLarge)
+    ));
 }
 
 #[test]
@@ -377,18 +452,30 @@ fn bombs_are_stopped() {
     let half = vec![1; 600];
     let layer: &[Spec<'_>] = &[(FILE, b"x", &half)];
     let tars = [tar_of(layer), tar_of(layer)];
-    assert!(matches!(Image::new().apply_tars(&tars, 1199), Err(LayerError::TooLarge)));
+    assert!(matches!(
+        Image::new().apply_tars(&tars, 1199),
+        Err(LayerError::TooLarge)
+    ));
     assert!(Image::new().apply_tars(&tars, 1200).is_ok());
     // A size that the stream does not have.
     let mut tar = Vec::new();
     block(&mut tar, FILE, b"x", b"", b"", |header| header.set_size(1 << 40));
-    assert!(matches!(Image::new().apply_tars(&[tar.clone()], MIB), Err(LayerError::TooLarge)));
-    assert!(matches!(Image::new().apply_tars(&[tar], 1 << 41), Err(LayerError::Read(_))));
+    assert!(matches!(
+        Image::new().apply_tars(&[tar.clone()], MIB),
+        Err(LayerError::TooLarge)
+    ));
+    assert!(matches!(
+        Image::new().apply_tars(&[tar], 1 << 41),
+        Err(LayerError::Read(_))
+    ));
     // More entries than allowed, stated or implied.
     let image = Image::new();
     let mut unpacker = Unpacker::new(&image.path(""), MIB).unwrap();
     unpacker.max_entries = 10;
-    let error = unpacker.layer(file_of(&tar_of(&[(FILE, b"a/b/c/d/e/f/g/h/i/j/k", b"")])), Compression::None);
+    let error = unpacker.layer(
+        file_of(&tar_of(&[(FILE, b"a/b/c/d/e/f/g/h/i/j/k", b"")])),
+        Compression::None,
+    );
     assert!(matches!(error, Err(LayerError::TooManyEntries { limit: 10 })));
     // Nothing but zeros after the end of the archive.
     let mut unpacker = Unpacker::new(&image.path(""), MIB).unwrap();
@@ -407,88 +494,34 @@ fn content_must_be_compressed_as_declared() {
     gzip.write_all(&tar).unwrap();
     let gzip = gzip.finish().unwrap();
     let zstd = zstd::encode_all(tar.as_slice(), 1).unwrap();
-    let all = [(Compression::None, &tar), (Compression::Gzip, &gzip), (Compression::Zstd, &zstd)];
+    let all = [
+        (Compression::None, &tar),
+        (Compression::Gzip, &gzip),
+        (Compression::Zstd, &zstd),
+    ];
     for (declared, _) in all {
         for (found, bytes) in all {
             let image = Image::new();
-            let result = Unpacker::new(&image.path(""), MIB).unwrap().layer(file_of(bytes), declared);
+            let result = Unpacker::new(&image.path(""), MIB)
+                .unwrap()
+                .layer(file_of(bytes), declared);
             if declared == found {
                 assert_eq!(result.unwrap(), Digest::of(&tar));
             } else {
-                assert!(matches!(result, Err(LayerError::Compression { .. })), "{declared:?} {found:?}");
+                assert!(
+                    matches!(result, Err(LayerError::Compression { .. })),
+                    "{declared:?} {found:?}"
+                );
             }
         }
     }
     let cut = &gzip[..gzip.len() - 12];
     let image = Image::new();
-    let result = Unpacker::new(&image.path(""), MIB).unwrap().layer(file_of(cut), Compression::Gzip);
+    let result = Unpacker::new(&image.path(""), MIB)
+        .unwrap()
+        .layer(file_of(cut), Compression::Gzip);
     assert!(matches!(result, Err(LayerError::Read(_))));
 }
 
-fn hostile_name() -> impl Strategy<Value = Vec<u8>> {
-    let part = prop_oneof![
-        Just("a"), Just("b"), Just("c"), Just(".."), Just("."), Just(""), Just("outside"), Just("secret"),
-        Just(".wh.a"), Just(".wh.b"), Just(".wh..wh..opq"), Just(".wh..."),
-    ];
-    prop::collection::vec(part, 1..4).prop_map(|parts| parts.join("/").into_bytes())
-}
-
-fn hostile_link(home: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
-    prop_oneof![
-        hostile_name(),
-        Just(format!("{home}/outside").into_bytes()),
-        Just(format!("{home}/outside/secret").into_bytes()),
-        Just(b"../outside".to_vec()),
-        Just(b"../../../../../../../../proc/self/cwd".to_vec()),
-        Just(b"/".to_vec()),
-        Just(b"a/b".to_vec()),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
-
-    /// Whatever the layers say, nothing outside of the tree changes, gains a link, or is read into it.
-    #[test]
-    fn nothing_outside_is_ever_touched(
-        entries in prop::collection::vec((0_u8..7, hostile_name(), hostile_link("@HOME@")), 1..14),
-        split in 0_usize..14,
-    ) {
-        if !is_root() {
-            return Ok(());
-        }
-        let image = Image::new();
-        let before = image.outside();
-        let home = image.home.path().to_str().unwrap();
-        let kinds = [FILE, DIR, LINK, LINK, HARD, EntryType::Fifo, EntryType::Block];
-        let entries: Vec<_> = entries
-            .into_iter()
-            .map(|(kind, name, link)| {
-                let link = String::from_utf8(link).unwrap().replace("@HOME@", home).into_bytes();
-                (kinds[usize::from(kind)], name, link)
-            })
-            .collect();
-        let mut unpacker = Unpacker::new(&image.path(""), MIB).unwrap();
-        for layer in [&entries[..split.min(entries.len())], &entries[split.min(entries.len())..]] {
-            // Each entry as a layer's last one, so that an entry that is refused does not spare the next ones.
-            for (kind, name, value) in layer {
-                let value = if *kind == DIR { b"".as_slice() } else { value };
-                let _ = unpacker.layer(file_of(&tar_of(&[(*kind, name, value)])), Compression::None);
-            }
-            let specs: Vec<Spec<'_>> = layer.iter().map(|(kind, name, value)| {
-                (*kind, name.as_slice(), if *kind == DIR { b"".as_slice() } else { value.as_slice() })
-            }).collect();
-            let _ = unpacker.layer(file_of(&tar_of(&specs)), Compression::None);
-        }
-        unpacker.finish().unwrap();
-        prop_assert_eq!(image.outside(), before);
-    }
-
-    #[test]
-    fn any_bytes_are_a_layer_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-        if is_root() {
-            let image = Image::new();
-            let _ = Unpacker::new(&image.path(""), MIB).unwrap().layer(file_of(&bytes), Compression::None);
-        }
-    }
-}
+#[path = "unpack_properties.rs"]
+mod properties;

@@ -1,11 +1,6 @@
 //! The host's side of the network: its rules, its uplinks, and its ends of the links to VPCs.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::Ipv4Addr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, sync::Arc};
 
 use ipnet::Ipv4Net;
 use tokio::sync::Mutex;
@@ -49,7 +44,12 @@ impl Host {
     }
 
     /// Links a VPC to the host and, by NAT, to what lies behind the host's uplinks.
-    pub(super) async fn connect(&self, index: u16, vpc: &Namespace, vpc_links: &Links) -> Result<(), NetworkError> {
+    pub(super) async fn connect(
+        &self,
+        index: u16,
+        vpc: &Namespace,
+        vpc_links: &Links,
+    ) -> Result<(), NetworkError> {
         // The rules come first: at no time is there a link without them.
         self.enforce().await?;
         let name = self.prefix.host_link(index);
@@ -63,7 +63,9 @@ impl Host {
         sysctl::set(&self.namespace, sysctl::without_ipv6(&name)).await?;
         sysctl::set(&self.namespace, sysctl::forwarding(&name)).await?;
         links.configure(&name, transit.host, Transit::PREFIX_LEN).await?;
-        vpc_links.configure(TRANSIT, transit.vpc, Transit::PREFIX_LEN).await?;
+        vpc_links
+            .configure(TRANSIT, transit.vpc, Transit::PREFIX_LEN)
+            .await?;
         vpc_links.ensure_default_route(transit.host).await
     }
 
@@ -93,13 +95,21 @@ impl Host {
     }
 
     fn ruleset(&self, uplinks: &BTreeSet<String>) -> Ruleset {
-        policy::host_ruleset(self.prefix.as_str(), &self.prefix.host_links(), uplinks, self.transit_block())
+        policy::host_ruleset(
+            self.prefix.as_str(),
+            &self.prefix.host_links(),
+            uplinks,
+            self.transit_block(),
+        )
     }
 
     async fn uplinks(&self) -> Result<BTreeSet<String>, NetworkError> {
         const ROUTES: &str = "/proc/thread-self/net/route";
         let table = self.namespace.run(|| fs::read_to_string(ROUTES)).await?;
-        let table = table.map_err(|source| NetworkError::Read { path: ROUTES.to_owned(), source })?;
+        let table = table.map_err(|source| NetworkError::Read {
+            path: ROUTES.to_owned(),
+            source,
+        })?;
         Ok(default_route_interfaces(&table))
     }
 }
@@ -125,7 +135,9 @@ pub(super) async fn commit(
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
 ) -> Result<T, NetworkError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| NetworkError::ThreadLost)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| NetworkError::ThreadLost)?
 }
 
 /// The interfaces of default routes, from the kernel's table (proc_net_route: interface, destination, …, mask in the
@@ -137,7 +149,9 @@ fn default_route_interfaces(table: &str) -> BTreeSet<String> {
         .filter_map(|line| {
             let columns: Vec<_> = line.split_whitespace().collect();
             let is_default = columns.get(1) == Some(&&*unspecified) && columns.get(7) == Some(&&*unspecified);
-            is_default.then(|| columns.first().map(|name| (*name).to_owned())).flatten()
+            is_default
+                .then(|| columns.first().map(|name| (*name).to_owned()))
+                .flatten()
         })
         .collect()
 }
@@ -153,6 +167,9 @@ mod tests {
                      eth0\t0002A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0\n\
                      wlan0\t00000000\t0103A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n\
                      tun0\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n";
-        assert_eq!(default_route_interfaces(table), BTreeSet::from(["eth0".to_owned(), "wlan0".to_owned()]));
+        assert_eq!(
+            default_route_interfaces(table),
+            BTreeSet::from(["eth0".to_owned(), "wlan0".to_owned()])
+        );
     }
 }

@@ -66,7 +66,10 @@ impl Transit {
     /// The link of the VPC with this index, out of the daemon's block.
     pub(super) fn new(block: Ipv4Net, index: u16) -> Self {
         let base = u32::from(block.network()) + u32::from(index) * 4;
-        Self { host: Ipv4Addr::from(base + 1), vpc: Ipv4Addr::from(base + 2) }
+        Self {
+            host: Ipv4Addr::from(base + 1),
+            vpc: Ipv4Addr::from(base + 2),
+        }
     }
 }
 
@@ -84,7 +87,8 @@ mod tests {
     use super::*;
 
     fn subnet() -> impl Strategy<Value = Ipv4Net> {
-        (any::<u32>(), 16_u8..=28).prop_map(|(base, len)| Ipv4Net::new_assert(Ipv4Addr::from(base), len).trunc())
+        (any::<u32>(), 16_u8..=28)
+            .prop_map(|(base, len)| Ipv4Net::new_assert(Ipv4Addr::from(base), len).trunc())
     }
 
     proptest! {

@@ -50,18 +50,29 @@ impl Links {
 
     /// The links whose names begin so.
     pub(super) async fn list(&self, start: &str) -> Result<Vec<String>, NetworkError> {
-        let links: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(failed("list", start))?;
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list", start))?;
         let name = |attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name),
             _ => None,
         };
-        let names = links.into_iter().filter_map(|link| link.attributes.into_iter().find_map(name));
+        let names = links
+            .into_iter()
+            .filter_map(|link| link.attributes.into_iter().find_map(name));
         Ok(names.filter(|name| name.starts_with(start)).collect())
     }
 
     /// Removes a link; not being there is no error.
     pub(super) async fn delete(&self, name: &str) -> Result<(), NetworkError> {
-        let Some(index) = self.index(name).await? else { return Ok(()) };
+        let Some(index) = self.index(name).await? else {
+            return Ok(());
+        };
         match self.handle.link().del(index).execute().await {
             Err(error) if !is(&error, Errno::ENODEV) => Err(failed("delete", name)(error)),
             _ => Ok(()),
@@ -86,7 +97,12 @@ impl Links {
                     .mcast_snooping(false)
                     .forward_delay(0)
                     .build();
-                self.handle.link().add(bridge).execute().await.map_err(failed("add bridge", name))?;
+                self.handle
+                    .link()
+                    .add(bridge)
+                    .execute()
+                    .await
+                    .map_err(failed("add bridge", name))?;
                 self.require(name).await?
             }
         };
@@ -110,7 +126,12 @@ impl Links {
             .mtu(u32::from(mtu))
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
-        self.handle.link().add(pair).execute().await.map_err(failed("add veth pair", name))
+        self.handle
+            .link()
+            .add(pair)
+            .execute()
+            .await
+            .map_err(failed("add veth pair", name))
     }
 
     /// Gives a link its only address and brings it up.
@@ -128,16 +149,36 @@ impl Links {
     pub(super) async fn ensure_default_route(&self, gateway: Ipv4Addr) -> Result<(), NetworkError> {
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
         let name = gateway.to_string();
-        self.handle.route().add(route).replace().execute().await.map_err(failed("add a default route by", &name))
+        self.handle
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("add a default route by", &name))
     }
 
     /// Makes a tap a port of a bridge that knows whom it leads to: it learns nothing from what the guest sends, and
     /// gets no frame for somebody unknown.
-    pub(super) async fn plug(&self, tap: &str, bridge: &str, mac: MacAddr, mtu: u16) -> Result<(), NetworkError> {
+    pub(super) async fn plug(
+        &self,
+        tap: &str,
+        bridge: &str,
+        mac: MacAddr,
+        mtu: u16,
+    ) -> Result<(), NetworkError> {
         let bridge_index = self.require(bridge).await?;
         let index = self.require(tap).await?;
-        let port = LinkUnspec::new_with_index(index).controller(bridge_index).mtu(u32::from(mtu)).build();
-        self.handle.link().set(port).execute().await.map_err(failed("plug into its bridge", tap))?;
+        let port = LinkUnspec::new_with_index(index)
+            .controller(bridge_index)
+            .mtu(u32::from(mtu))
+            .build();
+        self.handle
+            .link()
+            .set(port)
+            .execute()
+            .await
+            .map_err(failed("plug into its bridge", tap))?;
         let settings = LinkBridgePort::new(index)
             .learning(false)
             .flood(false)
@@ -146,10 +187,19 @@ impl Links {
             .guard(true)
             .build();
         let request = self.handle.link().add(settings).set_flags(CHANGE);
-        request.execute().await.map_err(failed("set the bridge port", tap))?;
+        request
+            .execute()
+            .await
+            .map_err(failed("set the bridge port", tap))?;
         let entry = self.handle.neighbours().add_bridge(index, &mac.octets());
-        let entry = entry.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller);
-        entry.replace().execute().await.map_err(failed("add a forwarding entry for", tap))
+        let entry = entry
+            .state(NeighbourState::Noarp)
+            .flags(NeighbourFlags::Controller);
+        entry
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("add a forwarding entry for", tap))
     }
 
     pub(super) async fn bring_up(&self, name: &str) -> Result<(), NetworkError> {
@@ -158,12 +208,19 @@ impl Links {
     }
 
     async fn require(&self, name: &str) -> Result<u32, NetworkError> {
-        self.index(name).await?.ok_or_else(|| NetworkError::NoLink(name.to_owned()))
+        self.index(name)
+            .await?
+            .ok_or_else(|| NetworkError::NoLink(name.to_owned()))
     }
 
     async fn up(&self, name: &str, index: u32) -> Result<(), NetworkError> {
         let up = LinkUnspec::new_with_index(index).up().build();
-        self.handle.link().set(up).execute().await.map_err(failed("bring up", name))
+        self.handle
+            .link()
+            .set(up)
+            .execute()
+            .await
+            .map_err(failed("bring up", name))
     }
 
     async fn ensure_address(
@@ -173,7 +230,13 @@ impl Links {
         address: Ipv4Addr,
         prefix_len: u8,
     ) -> Result<(), NetworkError> {
-        match self.handle.address().add(index, address.into(), prefix_len).execute().await {
+        match self
+            .handle
+            .address()
+            .add(index, address.into(), prefix_len)
+            .execute()
+            .await
+        {
             Err(error) if !is(&error, Errno::EEXIST) => Err(failed("add an address to", name)(error)),
             _ => Ok(()),
         }
@@ -186,5 +249,9 @@ fn is(error: &Error, errno: Errno) -> bool {
 
 fn failed(action: &'static str, link: &str) -> impl FnOnce(Error) -> NetworkError + use<> {
     let link = link.to_owned();
-    move |source| NetworkError::Link { action, link, source: Box::new(source) }
+    move |source| NetworkError::Link {
+        action,
+        link,
+        source: Box::new(source),
+    }
 }

@@ -36,13 +36,7 @@ pub use self::{
     spec::{EniSpec, MacAddr, Peer, Protocol, Rule, SecurityGroupSpec, SubnetSpec, VpcSpec},
 };
 use self::{
-    host::Host,
-    link::Links,
-    names::Prefix,
-    namespace::Namespace,
-    nft::NftSocket,
-    policy::VpcPolicy,
-    vpc::Vpc,
+    host::Host, link::Links, names::Prefix, namespace::Namespace, nft::NftSocket, policy::VpcPolicy, vpc::Vpc,
 };
 
 /// Of every link, tap and task.
@@ -61,7 +55,10 @@ pub struct NetworkOptions {
 
 impl Default for NetworkOptions {
     fn default() -> Self {
-        Self { uplink: true, prefix: "berth".to_owned() }
+        Self {
+            uplink: true,
+            prefix: "berth".to_owned(),
+        }
     }
 }
 
@@ -83,7 +80,11 @@ impl Network {
     /// Opens the network of the namespace that the calling thread is in. Changes nothing.
     pub fn open(options: NetworkOptions) -> Result<Self, NetworkError> {
         let host = Host::open(Prefix::new(&options.prefix)?)?;
-        Ok(Self { uplink: options.uplink, host, vpcs: Mutex::default() })
+        Ok(Self {
+            uplink: options.uplink,
+            host,
+            vpcs: Mutex::default(),
+        })
     }
 
     /// Whether this machine can have such networks: tries taps and rules, in a namespace that goes at once.
@@ -106,10 +107,19 @@ impl Network {
             None => {}
         }
         if let Some(other) = vpcs.values().find(|other| other.spec.index == spec.index) {
-            return Err(NetworkError::IndexInUse { index: spec.index, other: other.spec.id.clone() });
+            return Err(NetworkError::IndexInUse {
+                index: spec.index,
+                other: other.spec.id.clone(),
+            });
         }
         let vpc = Vpc::ensure(spec.clone(), &self.host, self.uplink).await?;
-        vpcs.insert(spec.id.clone(), Entry { spec: spec.clone(), vpc: Arc::new(Mutex::new(Some(vpc))) });
+        vpcs.insert(
+            spec.id.clone(),
+            Entry {
+                spec: spec.clone(),
+                vpc: Arc::new(Mutex::new(Some(vpc))),
+            },
+        );
         Ok(())
     }
 
@@ -127,12 +137,14 @@ impl Network {
     pub async fn ensure_subnet(&self, spec: &SubnetSpec) -> Result<(), NetworkError> {
         names::check_id(&spec.id)?;
         check_cidr(spec.cidr)?;
-        self.with(&spec.vpc_id, async |vpc| vpc.ensure_subnet(spec).await).await
+        self.with(&spec.vpc_id, async |vpc| vpc.ensure_subnet(spec).await)
+            .await
     }
 
     /// Removes a subnet. Interfaces that are still on it lose their connection.
     pub async fn remove_subnet(&self, vpc_id: &str, subnet_id: &str) -> Result<(), NetworkError> {
-        self.with(vpc_id, async |vpc| vpc.remove_subnet(subnet_id).await).await
+        self.with(vpc_id, async |vpc| vpc.remove_subnet(subnet_id).await)
+            .await
     }
 
     /// Replaces all security groups of a VPC. Connections that are established stay so.
@@ -141,7 +153,8 @@ impl Network {
         vpc_id: &str,
         groups: Vec<SecurityGroupSpec>,
     ) -> Result<(), NetworkError> {
-        self.with(vpc_id, async |vpc| vpc.set_security_groups(groups).await).await
+        self.with(vpc_id, async |vpc| vpc.set_security_groups(groups).await)
+            .await
     }
 
     /// Attaches an interface: the tap that comes back has one queue, a virtio-net header before every frame, and does
@@ -152,7 +165,13 @@ impl Network {
 
     /// Removes an interface, also if a machine still holds its tap. Not being there is no error.
     pub async fn detach(&self, eni_id: &str) -> Result<(), NetworkError> {
-        let vpcs: Vec<_> = self.vpcs.lock().await.values().map(|entry| Arc::clone(&entry.vpc)).collect();
+        let vpcs: Vec<_> = self
+            .vpcs
+            .lock()
+            .await
+            .values()
+            .map(|entry| Arc::clone(&entry.vpc))
+            .collect();
         for vpc in vpcs {
             let mut vpc = vpc.lock().await;
             if let Some(vpc) = vpc.as_mut().filter(|vpc| vpc.has_eni(eni_id)) {
@@ -170,7 +189,9 @@ impl Network {
         let mut by_vpc: BTreeMap<&str, Vec<EniSpec>> = vpcs.keys().map(|id| (&**id, Vec::new())).collect();
         for eni in enis {
             let known = by_vpc.get_mut(&*eni.vpc_id);
-            known.ok_or_else(|| NetworkError::UnknownVpc(eni.vpc_id.clone()))?.push(eni.clone());
+            known
+                .ok_or_else(|| NetworkError::UnknownVpc(eni.vpc_id.clone()))?
+                .push(eni.clone());
         }
         let mut missing = Vec::new();
         for (id, enis) in by_vpc {
@@ -225,7 +246,13 @@ impl Network {
         work: impl AsyncFnOnce(&mut Vpc) -> Result<T, NetworkError>,
     ) -> Result<T, NetworkError> {
         let unknown = || NetworkError::UnknownVpc(vpc_id.to_owned());
-        let vpc = self.vpcs.lock().await.get(vpc_id).map(|entry| Arc::clone(&entry.vpc)).ok_or_else(unknown)?;
+        let vpc = self
+            .vpcs
+            .lock()
+            .await
+            .get(vpc_id)
+            .map(|entry| Arc::clone(&entry.vpc))
+            .ok_or_else(unknown)?;
         let mut vpc = vpc.lock().await;
         work(vpc.as_mut().ok_or_else(unknown)?).await
     }

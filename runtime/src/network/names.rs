@@ -93,7 +93,7 @@ mod tests {
         assert!(!long.host_link(1).starts_with(&short.host_links()));
         assert!(Prefix::new("a-b").is_err());
         assert!(Prefix::new("").is_err());
-        assert!(Prefix::new("toolong").is_err());
+        assert!(Prefix::new("nine00000").is_err());
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl Namespace {
     /// A new one without a name, for as long as it is held.
     pub(super) async fn anonymous() -> Result<Self, NetworkError> {
         on_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed("make", "without a name")(errno.into()))?;
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| failed("make", "without a name")(errno.into()))?;
             Self::current()
         })
         .await?
@@ -52,7 +53,11 @@ impl Namespace {
 
     /// The one of this name; none if there is none, or only the empty file that a crash left.
     pub(super) fn open(name: &str) -> Result<Option<Self>, NetworkError> {
-        let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path(name)) {
+        let file = match OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path(name))
+        {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", name)(error)),
@@ -67,7 +72,11 @@ impl Namespace {
         remove(name)?;
         let path = path(name);
         let mut file = OpenOptions::new();
-        file.write(true).create_new(true).mode(0o444).open(&path).map_err(failed("name", name))?;
+        file.write(true)
+            .create_new(true)
+            .mode(0o444)
+            .open(&path)
+            .map_err(failed("name", name))?;
         let name = name.to_owned();
         let made = on_thread(move || {
             let bind = || -> Result<(), Errno> {
@@ -87,7 +96,8 @@ impl Namespace {
     ) -> Result<T, NetworkError> {
         let file = Arc::clone(&self.file);
         on_thread(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed("enter", "of a vpc")(errno.into()))?;
+            setns(file, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| failed("enter", "of a vpc")(errno.into()))?;
             Ok(work())
         })
         .await?
@@ -113,7 +123,12 @@ pub(super) fn list(start: &str) -> Result<Vec<String>, NetworkError> {
     let entries = match fs::read_dir(FOLDER) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(NetworkError::Read { path: FOLDER.to_owned(), source }),
+        Err(source) => {
+            return Err(NetworkError::Read {
+                path: FOLDER.to_owned(),
+                source,
+            });
+        }
     };
     let mut names: Vec<_> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -136,10 +151,24 @@ fn failed<'a>(action: &'static str, name: &'a str) -> impl FnOnce(io::Error) -> 
 /// this, a service started meanwhile in a mount namespace of its own would keep a removed VPC alive.
 fn shared_folder() -> io::Result<()> {
     fs::create_dir_all(FOLDER)?;
-    let share = || mount(None::<&str>, FOLDER, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    let share = || {
+        mount(
+            None::<&str>,
+            FOLDER,
+            None::<&str>,
+            MsFlags::MS_SHARED | MsFlags::MS_REC,
+            None::<&str>,
+        )
+    };
     match share() {
         Err(Errno::EINVAL) => {
-            mount(Some(FOLDER), FOLDER, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+            mount(
+                Some(FOLDER),
+                FOLDER,
+                None::<&str>,
+                MsFlags::MS_BIND | MsFlags::MS_REC,
+                None::<&str>,
+            )?;
             Ok(share()?)
         }
         shared => Ok(shared?),
@@ -153,6 +182,9 @@ async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
         // Nobody waits any more if the caller was cancelled; the work is then simply dropped.
         let _ = sender.send(work());
     };
-    thread::Builder::new().name("netns".to_owned()).spawn(body).map_err(NetworkError::Thread)?;
+    thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(body)
+        .map_err(NetworkError::Thread)?;
     receiver.await.map_err(|_| NetworkError::ThreadLost)
 }

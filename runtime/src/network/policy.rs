@@ -44,46 +44,93 @@ pub(super) struct VpcPolicy {
 
 /// The rules of a VPC's namespace. `transit_block` is where the links of all VPCs to the host lie.
 pub(super) fn vpc_ruleset(table: &str, policy: &VpcPolicy, transit_block: Ipv4Net) -> Ruleset {
-    Ruleset { tables: vec![bridge_table(table, policy), router_table(table, policy, transit_block)] }
+    Ruleset {
+        tables: vec![
+            bridge_table(table, policy),
+            router_table(table, policy, transit_block),
+        ],
+    }
 }
 
 /// What passes between interfaces, and between an interface and its subnet's router.
 fn bridge_table(name: &str, policy: &VpcPolicy) -> Table {
-    let senders = policy.enis.values().map(|eni| Key::sender(&names::tap(&eni.id), eni.mac.octets(), eni.address));
+    let senders = policy
+        .enis
+        .values()
+        .map(|eni| Key::sender(&names::tap(&eni.id), eni.mac.octets(), eni.address));
     let mut sets = BTreeMap::from([(SENDERS.to_owned(), set(KeyType::Sender, senders))]);
     let mut egress = connection_tracking(true);
     let mut ingress = connection_tracking(true);
     let mut group_chains = Vec::new();
     for group in policy.groups.values() {
         let names = GroupNames::new(&group.id);
-        let members = || policy.enis.values().filter(|eni| eni.security_groups.contains(&group.id));
+        let members = || {
+            policy
+                .enis
+                .values()
+                .filter(|eni| eni.security_groups.contains(&group.id))
+        };
         let taps = members().map(|eni| Key::interface(&names::tap(&eni.id)));
         let addresses = members().map(|eni| Key::address(eni.address));
-        egress.push(Rule::new().in_interface_in(&names.taps).verdict(Verdict::Jump(names.egress.clone())));
-        ingress.push(Rule::new().out_interface_in(&names.taps).verdict(Verdict::Jump(names.ingress.clone())));
+        egress.push(
+            Rule::new()
+                .in_interface_in(&names.taps)
+                .verdict(Verdict::Jump(names.egress.clone())),
+        );
+        ingress.push(
+            Rule::new()
+                .out_interface_in(&names.taps)
+                .verdict(Verdict::Jump(names.ingress.clone())),
+        );
         sets.insert(names.taps, set(KeyType::Interface, taps));
         sets.insert(names.addresses, set(KeyType::Address, addresses));
         let allow = |rules: &[spec::Rule], direction| {
-            rules.iter().filter_map(|rule| allowing(rule, direction, &policy.groups)).collect()
+            rules
+                .iter()
+                .filter_map(|rule| allowing(rule, direction, &policy.groups))
+                .collect()
         };
-        group_chains.push(Chain { name: names.egress, hook: None, rules: allow(&group.egress, Direction::Egress) });
-        group_chains.push(Chain { name: names.ingress, hook: None, rules: allow(&group.ingress, Direction::Ingress) });
+        group_chains.push(Chain {
+            name: names.egress,
+            hook: None,
+            rules: allow(&group.egress, Direction::Egress),
+        });
+        group_chains.push(Chain {
+            name: names.ingress,
+            hook: None,
+            rules: allow(&group.ingress, Direction::Ingress),
+        });
     }
     let mut chains = vec![
-        base("antispoof", HookPoint::Prerouting, BEFORE_CONNTRACK, true, antispoof()),
+        base(
+            "antispoof",
+            HookPoint::Prerouting,
+            BEFORE_CONNTRACK,
+            true,
+            antispoof(),
+        ),
         base("egress", HookPoint::Prerouting, FILTER, true, egress),
         base("ingress", HookPoint::Postrouting, FILTER, true, ingress),
     ];
     chains.extend(group_chains);
-    Table { family: Family::Bridge, name: name.to_owned(), sets, chains }
+    Table {
+        family: Family::Bridge,
+        name: name.to_owned(),
+        sets,
+        chains,
+    }
 }
 
 /// An interface sends from its own addresses, and nothing but IPv4 to one receiver and ARP.
 fn antispoof() -> Vec<Rule> {
     let ipv4 = || Rule::new().ether_type(EtherType::Ipv4);
     vec![
-        Rule::new().ether_type(EtherType::Arp).arp_for_ethernet_and_ipv4().arp_sender_in(SENDERS).accept(),
-        ipv4().to_group_mac().drop(),
+        Rule::new()
+            .ether_type(EtherType::Arp)
+            .arp_for_ethernet_and_ipv4()
+            .arp_sender_in(SENDERS)
+            .accept(),
+        ipv4().group_destination().drop(),
         ipv4().protocol(UDP).source_port(DHCP_SERVER_PORT).drop(),
         ipv4().ipv4_sender_in(SENDERS).accept(),
         Rule::new().counter().drop(),
@@ -92,18 +139,35 @@ fn antispoof() -> Vec<Rule> {
 
 fn connection_tracking(bridged: bool) -> Vec<Rule> {
     let arp = bridged.then(|| Rule::new().ether_type(EtherType::Arp).accept());
-    arp.into_iter().chain([Rule::new().ct_established().accept(), Rule::new().ct_invalid().drop()]).collect()
+    arp.into_iter()
+        .chain([
+            Rule::new().ct_established().accept(),
+            Rule::new().ct_invalid().drop(),
+        ])
+        .collect()
 }
 
 /// What the VPC's router passes on, and what it answers itself.
 fn router_table(name: &str, policy: &VpcPolicy, transit_block: Ipv4Net) -> Table {
-    let internet = policy.enis.values().filter(|eni| eni.internet).map(|eni| Key::address(eni.address));
+    let internet = policy
+        .enis
+        .values()
+        .filter(|eni| eni.internet)
+        .map(|eni| Key::address(eni.address));
     let input = vec![
         Rule::new().ct_established().accept(),
-        Rule::new().in_interface_not(TRANSIT).icmp_type(ICMP_ECHO_REQUEST).accept(),
+        Rule::new()
+            .in_interface_not(TRANSIT)
+            .icmp_type(ICMP_ECHO_REQUEST)
+            .accept(),
     ];
     let mut forward = connection_tracking(false);
-    forward.push(Rule::new().in_interface_not(TRANSIT).out_interface_not(TRANSIT).accept());
+    forward.push(
+        Rule::new()
+            .in_interface_not(TRANSIT)
+            .out_interface_not(TRANSIT)
+            .accept(),
+    );
     forward.push(
         Rule::new()
             .out_interface(TRANSIT)
@@ -140,16 +204,27 @@ pub(super) fn host_ruleset(
             .destination_not(transit_block)
             .accept(),
         Rule::new().in_interface_begins(host_links).drop(),
-        Rule::new().out_interface_begins(host_links).ct_established().accept(),
+        Rule::new()
+            .out_interface_begins(host_links)
+            .ct_established()
+            .accept(),
         Rule::new().out_interface_begins(host_links).drop(),
     ];
-    let postrouting = vec![Rule::new().source(transit_block).out_interface_in(UPLINKS).masquerade()];
+    let postrouting = vec![
+        Rule::new()
+            .source(transit_block)
+            .out_interface_in(UPLINKS)
+            .masquerade(),
+    ];
     let table = Table {
         family: Family::Ipv4,
         name: table.to_owned(),
         sets: BTreeMap::from([(
             UPLINKS.to_owned(),
-            set(KeyType::Interface, uplinks.iter().map(|name| Key::interface(name))),
+            set(
+                KeyType::Interface,
+                uplinks.iter().map(|name| Key::interface(name)),
+            ),
         )]),
         chains: vec![
             base(
@@ -221,14 +296,35 @@ impl GroupNames {
 }
 
 fn set(key_type: KeyType, elements: impl Iterator<Item = Key>) -> Set {
-    Set { key_type, elements: elements.collect() }
+    Set {
+        key_type,
+        elements: elements.collect(),
+    }
 }
 
 fn base(name: &str, point: HookPoint, priority: i32, drop: bool, rules: Vec<Rule>) -> Chain {
-    Chain { name: name.to_owned(), hook: Some(Hook { point, priority, nat: false, drop }), rules }
+    Chain {
+        name: name.to_owned(),
+        hook: Some(Hook {
+            point,
+            priority,
+            nat: false,
+            drop,
+        }),
+        rules,
+    }
 }
 
 fn nat(name: &str, rules: Vec<Rule>) -> Chain {
-    let hook = Hook { point: HookPoint::Postrouting, priority: SOURCE_NAT, nat: true, drop: false };
-    Chain { name: name.to_owned(), hook: Some(hook), rules }
+    let hook = Hook {
+        point: HookPoint::Postrouting,
+        priority: SOURCE_NAT,
+        nat: true,
+        drop: false,
+    };
+    Chain {
+        name: name.to_owned(),
+        hook: Some(hook),
+        rules,
+    }
 }

@@ -24,7 +24,9 @@ fn upstream(resolv_conf: &str) -> Vec<Ipv4Addr> {
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
-            (words.next() == Some("nameserver")).then(|| words.next()?.parse::<Ipv4Addr>().ok()).flatten()
+            (words.next() == Some("nameserver"))
+                .then(|| words.next()?.parse::<Ipv4Addr>().ok())
+                .flatten()
         })
         .filter(|server| !server.is_loopback() && !server.is_link_local() && !server.is_unspecified())
         .take(MAX_SERVERS)

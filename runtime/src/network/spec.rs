@@ -57,8 +57,16 @@ impl SecurityGroupSpec {
         Self {
             id: id.to_owned(),
             vpc_id: vpc_id.to_owned(),
-            ingress: vec![Rule { protocol: Protocol::All, ports: None, peer: Peer::Group(id.to_owned()) }],
-            egress: vec![Rule { protocol: Protocol::All, ports: None, peer: Peer::Cidr(Ipv4Net::default()) }],
+            ingress: vec![Rule {
+                protocol: Protocol::All,
+                ports: None,
+                peer: Peer::Group(id.to_owned()),
+            }],
+            egress: vec![Rule {
+                protocol: Protocol::All,
+                ports: None,
+                peer: Peer::Cidr(Ipv4Net::default()),
+            }],
         }
     }
 }
@@ -155,7 +163,9 @@ impl Serialize for MacAddr {
 
 impl<'de> Deserialize<'de> for MacAddr {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -183,8 +193,14 @@ mod tests {
 
     #[test]
     fn malformed_mac_addresses_are_refused() {
-        for text in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "2:0:0:0:0:0", "02:00:00:00:00:0g", "+2:00:00:00:00:00"]
-        {
+        for text in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "2:0:0:0:0:0",
+            "02:00:00:00:00:0g",
+            "+2:00:00:00:00:00",
+        ] {
             assert!(text.parse::<MacAddr>().is_err(), "{text:?} was taken");
         }
     }

@@ -37,8 +37,17 @@ pub(super) async fn set(
     namespace: &Namespace,
     settings: impl IntoIterator<Item = (impl Into<String>, &'static str)>,
 ) -> Result<(), NetworkError> {
-    let settings: Vec<_> = settings.into_iter().map(|(path, value)| (path.into(), value)).collect();
-    namespace.run(move || settings.into_iter().try_for_each(|(path, value)| set_one(&path, value))).await?
+    let settings: Vec<_> = settings
+        .into_iter()
+        .map(|(path, value)| (path.into(), value))
+        .collect();
+    namespace
+        .run(move || {
+            settings
+                .into_iter()
+                .try_for_each(|(path, value)| set_one(&path, value))
+        })
+        .await?
 }
 
 fn set_one(path: &str, value: &'static str) -> Result<(), NetworkError> {
@@ -48,9 +57,11 @@ fn set_one(path: &str, value: &'static str) -> Result<(), NetworkError> {
         return Ok(());
     }
     match fs::write(&path, value) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(NetworkError::Sysctl { path, value, source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetworkError::Sysctl {
+            path,
+            value,
+            source: error,
+        }),
         _ => Ok(()),
     }
 }

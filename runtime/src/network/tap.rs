@@ -22,14 +22,27 @@ pub(super) fn create(name: &str) -> Result<OwnedFd, NetworkError> {
     // SAFETY: an all-zero `ifreq` is a valid one: it holds integers and pointers only.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays zero, so the kernel reads a terminated name.
-    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+    for (to, from) in request
+        .ifr_name
+        .iter_mut()
+        .take(libc::IFNAMSIZ - 1)
+        .zip(name.bytes())
+    {
         *to = from.cast_signed();
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq` at this address, which `request` is for the time of the call.
-    let set = unsafe { tun_set_iff(file.as_raw_fd(), (&raw mut request) as nix::sys::ioctl::ioctl_param_type) };
-    set.map_err(|errno| NetworkError::Tap { name: name.to_owned(), source: errno.into() })?;
+    let set = unsafe {
+        tun_set_iff(
+            file.as_raw_fd(),
+            (&raw mut request) as nix::sys::ioctl::ioctl_param_type,
+        )
+    };
+    set.map_err(|errno| NetworkError::Tap {
+        name: name.to_owned(),
+        source: errno.into(),
+    })?;
     Ok(file.into())
 }
 
@@ -40,7 +53,11 @@ pub(super) fn probe() -> Result<(), NetworkError> {
 
 fn open() -> Result<File, NetworkError> {
     let open = || -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE)
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(DEVICE)
     };
     open().map_err(|source| NetworkError::TunDevice(DEVICE, source))
 }

@@ -76,16 +76,26 @@ impl Vpc {
     pub(super) async fn ensure_subnet(&mut self, subnet: &SubnetSpec) -> Result<(), NetworkError> {
         let (id, cidr) = (&subnet.id, subnet.cidr);
         if !self.spec.cidr.contains(&cidr) {
-            return Err(NetworkError::SubnetOutsideVpc { subnet: id.clone(), cidr, vpc: self.spec.id.clone() });
+            return Err(NetworkError::SubnetOutsideVpc {
+                subnet: id.clone(),
+                cidr,
+                vpc: self.spec.id.clone(),
+            });
         }
         let overlaps = |other: &&SubnetSpec| {
             other.id != *id && (other.cidr.contains(&cidr) || cidr.contains(&other.cidr))
         };
         if let Some(other) = self.subnets.values().find(overlaps) {
-            return Err(NetworkError::SubnetOverlap { subnet: id.clone(), cidr, other: other.id.clone() });
+            return Err(NetworkError::SubnetOverlap {
+                subnet: id.clone(),
+                cidr,
+                other: other.id.clone(),
+            });
         }
         let (bridge, mac) = (names::bridge(id), MacAddr::derived(id));
-        self.links.ensure_bridge(&bridge, mac, ipam::gateway(cidr), cidr.prefix_len(), MTU).await?;
+        self.links
+            .ensure_bridge(&bridge, mac, ipam::gateway(cidr), cidr.prefix_len(), MTU)
+            .await?;
         self.subnets.insert(id.clone(), subnet.clone());
         Ok(())
     }
@@ -96,7 +106,10 @@ impl Vpc {
         Ok(())
     }
 
-    pub(super) async fn set_security_groups(&mut self, groups: Vec<SecurityGroupSpec>) -> Result<(), NetworkError> {
+    pub(super) async fn set_security_groups(
+        &mut self,
+        groups: Vec<SecurityGroupSpec>,
+    ) -> Result<(), NetworkError> {
         for group in &groups {
             names::check_id(&group.id)?;
             if group.vpc_id != self.spec.id {
@@ -107,7 +120,10 @@ impl Vpc {
                 });
             }
         }
-        self.policy.groups = groups.into_iter().map(|group| (group.id.clone(), group)).collect();
+        self.policy.groups = groups
+            .into_iter()
+            .map(|group| (group.id.clone(), group))
+            .collect();
         if self.found { Ok(()) } else { self.enforce().await }
     }
 
@@ -131,7 +147,9 @@ impl Vpc {
     async fn plug(&mut self, eni: &EniSpec, name: String) -> Result<OwnedFd, NetworkError> {
         let created = name.clone();
         let tap = self.namespace.run(move || tap::create(&created)).await??;
-        self.links.plug(&name, &names::bridge(&eni.subnet_id), eni.mac, MTU).await?;
+        self.links
+            .plug(&name, &names::bridge(&eni.subnet_id), eni.mac, MTU)
+            .await?;
         self.enforce().await?;
         // Last, so that not one frame passes before the rules are in force.
         self.links.bring_up(&name).await?;
@@ -153,7 +171,9 @@ impl Vpc {
             self.check(&eni)?;
             let name = names::tap(&eni.id);
             if there.remove(&name) {
-                self.links.plug(&name, &names::bridge(&eni.subnet_id), eni.mac, MTU).await?;
+                self.links
+                    .plug(&name, &names::bridge(&eni.subnet_id), eni.mac, MTU)
+                    .await?;
                 self.policy.enis.insert(eni.id.clone(), eni);
             } else {
                 missing.push(eni.id);
@@ -178,17 +198,33 @@ impl Vpc {
 
     fn check(&self, eni: &EniSpec) -> Result<(), NetworkError> {
         names::check_id(&eni.id)?;
-        let subnet =
-            self.subnets.get(&eni.subnet_id).ok_or_else(|| NetworkError::UnknownSubnet(eni.subnet_id.clone()))?;
+        let subnet = self
+            .subnets
+            .get(&eni.subnet_id)
+            .ok_or_else(|| NetworkError::UnknownSubnet(eni.subnet_id.clone()))?;
         if !ipam::is_assignable(subnet.cidr, eni.address) {
             let (eni, address) = (eni.id.clone(), eni.address);
-            return Err(NetworkError::Address { eni, address, subnet: subnet.id.clone() });
+            return Err(NetworkError::Address {
+                eni,
+                address,
+                subnet: subnet.id.clone(),
+            });
         }
         if !eni.mac.is_unicast() {
-            return Err(NetworkError::Mac { eni: eni.id.clone(), mac: eni.mac });
+            return Err(NetworkError::Mac {
+                eni: eni.id.clone(),
+                mac: eni.mac,
+            });
         }
-        if let Some(group) = eni.security_groups.iter().find(|id| !self.policy.groups.contains_key(*id)) {
-            return Err(NetworkError::UnknownSecurityGroup { vpc: self.spec.id.clone(), group: group.clone() });
+        if let Some(group) = eni
+            .security_groups
+            .iter()
+            .find(|id| !self.policy.groups.contains_key(*id))
+        {
+            return Err(NetworkError::UnknownSecurityGroup {
+                vpc: self.spec.id.clone(),
+                group: group.clone(),
+            });
         }
         for other in self.policy.enis.values().filter(|other| other.id != eni.id) {
             let what = if other.address == eni.address {
@@ -200,10 +236,21 @@ impl Vpc {
             } else {
                 continue;
             };
-            return Err(NetworkError::Duplicate { eni: eni.id.clone(), other: other.id.clone(), what });
+            return Err(NetworkError::Duplicate {
+                eni: eni.id.clone(),
+                other: other.id.clone(),
+                what,
+            });
         }
-        if self.subnets.values().any(|subnet| MacAddr::derived(&subnet.id) == eni.mac) {
-            return Err(NetworkError::Mac { eni: eni.id.clone(), mac: eni.mac });
+        if self
+            .subnets
+            .values()
+            .any(|subnet| MacAddr::derived(&subnet.id) == eni.mac)
+        {
+            return Err(NetworkError::Mac {
+                eni: eni.id.clone(),
+                mac: eni.mac,
+            });
         }
         Ok(())
     }

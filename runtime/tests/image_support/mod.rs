@@ -11,16 +11,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use berth_runtime::image::{
-    Credentials, Digest, Image, ImageError, ImageOptions, ImageStore, PullLimits,
-};
+use berth_runtime::image::{Credentials, Digest, Image, ImageError, ImageOptions, ImageStore, PullLimits};
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
-pub const LIMITS: PullLimits = PullLimits { max_unpacked_bytes: 1 << 30 };
+pub(crate) const LIMITS: PullLimits = PullLimits {
+    max_unpacked_bytes: 1 << 30,
+};
 
 /// Whether all these tools are here and this is root; says loudly if not.
-pub fn have(tools: &[&str]) -> bool {
+pub(crate) fn have(tools: &[&str]) -> bool {
     if !nix::unistd::Uid::effective().is_root() {
         eprintln!("SKIPPED: unpacking images needs root");
         return false;
@@ -29,7 +29,9 @@ pub fn have(tools: &[&str]) -> bool {
         .iter()
         .filter(|tool| {
             let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-            !path.split(':').any(|folder| Path::new(folder).join(tool).is_file())
+            !path
+                .split(':')
+                .any(|folder| Path::new(folder).join(tool).is_file())
         })
         .collect();
     if !missing.is_empty() {
@@ -38,41 +40,64 @@ pub fn have(tools: &[&str]) -> bool {
     missing.is_empty()
 }
 
-pub fn run(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+pub(crate) fn run(command: &mut Command) {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
-pub fn store(dir: &Path, insecure: &[&str]) -> ImageStore {
+pub(crate) fn store(dir: &Path, insecure: &[&str]) -> ImageStore {
     let insecure_registries = insecure.iter().map(|it| (*it).to_owned()).collect();
-    ImageStore::open(dir, ImageOptions { insecure_registries, max_compressed_bytes: 1 << 30 }).unwrap()
+    ImageStore::open(
+        dir,
+        ImageOptions {
+            insecure_registries,
+            max_compressed_bytes: 1 << 30,
+        },
+    )
+    .unwrap()
 }
 
-pub async fn pull(store: &ImageStore, reference: &str) -> Result<Image, ImageError> {
+pub(crate) async fn pull(store: &ImageStore, reference: &str) -> Result<Image, ImageError> {
     store.pull(reference, None, LIMITS, &|_| {}).await
 }
 
-pub fn credentials(password: &str) -> Option<Credentials> {
-    Some(Credentials { username: "alice".into(), password: password.into() })
+pub(crate) fn credentials(password: &str) -> Option<Credentials> {
+    Some(Credentials {
+        username: "alice".into(),
+        password: password.into(),
+    })
 }
 
 /// How a layer is stored.
 #[derive(Clone, Copy)]
-pub enum Packing {
+pub(crate) enum Packing {
     Plain,
     Gzip,
     Zstd,
 }
 
 /// A layer in the making.
-pub struct LayerBuilder(Builder<Vec<u8>>);
+pub(crate) struct LayerBuilder(Builder<Vec<u8>>);
 
 impl LayerBuilder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Builder::new(Vec::new()))
     }
 
-    pub fn entry(mut self, kind: EntryType, name: &str, value: &[u8], change: impl Fn(&mut Header)) -> Self {
+    pub(crate) fn entry(
+        mut self,
+        kind: EntryType,
+        name: &str,
+        value: &[u8],
+        change: impl Fn(&mut Header),
+    ) -> Self {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(if kind.is_dir() { 0o755 } else { 0o644 });
@@ -82,7 +107,9 @@ impl LayerBuilder {
         header.set_size(0);
         change(&mut header);
         if kind.is_symlink() || kind.is_hard_link() {
-            self.0.append_link(&mut header, name, std::str::from_utf8(value).unwrap()).unwrap();
+            self.0
+                .append_link(&mut header, name, std::str::from_utf8(value).unwrap())
+                .unwrap();
         } else {
             header.set_size(value.len() as u64);
             self.0.append_data(&mut header, name, value).unwrap();
@@ -90,29 +117,29 @@ impl LayerBuilder {
         self
     }
 
-    pub fn file(self, name: &str, content: &[u8]) -> Self {
+    pub(crate) fn file(self, name: &str, content: &[u8]) -> Self {
         self.entry(EntryType::Regular, name, content, |_| {})
     }
 
-    pub fn dir(self, name: &str) -> Self {
+    pub(crate) fn dir(self, name: &str) -> Self {
         self.entry(EntryType::Directory, name, b"", |_| {})
     }
 
-    pub fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
         self.0.append_pax_extensions(records.iter().copied()).unwrap();
         self
     }
 
-    pub fn tar(self) -> Vec<u8> {
+    pub(crate) fn tar(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
 
 /// An OCI layout with one tagged image.
-pub struct Layout {
-    pub dir: PathBuf,
-    pub manifest: Digest,
-    pub layers: Vec<Digest>,
+pub(crate) struct Layout {
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Digest,
+    pub(crate) layers: Vec<Digest>,
 }
 
 fn blob(dir: &Path, bytes: &[u8]) -> Digest {
@@ -122,11 +149,17 @@ fn blob(dir: &Path, bytes: &[u8]) -> Digest {
 }
 
 /// Writes a layout whose image `tag` has these layers.
-pub fn layout(dir: &Path, tag: &str, layers: &[(Vec<u8>, Packing)]) -> Layout {
-    layout_for(dir, tag, layers, "amd64", &json!({"Cmd": ["/bin/busybox", "sh"], "Env": ["A=b"]}))
+pub(crate) fn layout(dir: &Path, tag: &str, layers: &[(Vec<u8>, Packing)]) -> Layout {
+    layout_for(
+        dir,
+        tag,
+        layers,
+        "amd64",
+        &json!({"Cmd": ["/bin/busybox", "sh"], "Env": ["A=b"]}),
+    )
 }
 
-pub fn layout_for(
+pub(crate) fn layout_for(
     dir: &Path,
     tag: &str,
     layers: &[(Vec<u8>, Packing)],
@@ -176,25 +209,32 @@ pub fn layout_for(
     });
     let index = json!({"schemaVersion": 2, "manifests": [entry]});
     fs::write(dir.join("index.json"), index.to_string()).unwrap();
-    Layout { dir: dir.to_owned(), manifest: digest, layers: digests }
+    Layout {
+        dir: dir.to_owned(),
+        manifest: digest,
+        layers: digests,
+    }
 }
 
 /// A small image, different for each text.
-pub fn small(dir: &Path, text: &str) -> Layout {
-    let tar = LayerBuilder::new().dir("etc/").file("etc/motd", text.as_bytes()).tar();
+pub(crate) fn small(dir: &Path, text: &str) -> Layout {
+    let tar = LayerBuilder::new()
+        .dir("etc/")
+        .file("etc/motd", text.as_bytes())
+        .tar();
     layout(dir, "v1", &[(tar, Packing::Gzip)])
 }
 
 /// Debian's `docker-registry` on a port of its own, ended when dropped.
-pub struct Registry {
-    pub address: String,
-    pub root: tempfile::TempDir,
+pub(crate) struct Registry {
+    pub(crate) address: String,
+    pub(crate) root: tempfile::TempDir,
     process: Child,
 }
 
 impl Registry {
     /// With `auth`, alice's password is "correct horse".
-    pub fn start(auth: bool) -> Self {
+    pub(crate) fn start(auth: bool) -> Self {
         let root = tempfile::tempdir().unwrap();
         let address = free_address();
         let mut config = format!(
@@ -203,8 +243,15 @@ impl Registry {
         );
         if auth {
             let passwords = root.path().join("htpasswd");
-            fs::write(&passwords, "alice:$2b$04$F9yWkqe3hQaCiRaBverdTuGp0d25nU165hH8Bt0DWgBpfNMyQMcNS\n").unwrap();
-            config += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", passwords.display());
+            fs::write(
+                &passwords,
+                "alice:$2b$04$F9yWkqe3hQaCiRaBverdTuGp0d25nU165hH8Bt0DWgBpfNMyQMcNS\n",
+            )
+            .unwrap();
+            config += &format!(
+                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                passwords.display()
+            );
         }
         let path = root.path().join("config.yml");
         fs::write(&path, config).unwrap();
@@ -217,7 +264,11 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let registry = Self { address, root, process };
+        let registry = Self {
+            address,
+            root,
+            process,
+        };
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(&registry.address).is_err() {
             assert!(Instant::now() < deadline, "the registry does not start");
@@ -227,7 +278,7 @@ impl Registry {
     }
 
     /// Copies the image of a layout to `name:tag`; gives its reference.
-    pub fn push(&self, layout: &Layout, name: &str, options: &[&str]) -> String {
+    pub(crate) fn push(&self, layout: &Layout, name: &str, options: &[&str]) -> String {
         let reference = format!("{}/{name}", self.address);
         run(Command::new("skopeo")
             .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
@@ -238,7 +289,7 @@ impl Registry {
     }
 
     /// Puts a document under a tag, as it is.
-    pub fn put_manifest(&self, name: &str, tag: &str, media_type: &str, body: &str) {
+    pub(crate) fn put_manifest(&self, name: &str, tag: &str, media_type: &str, body: &str) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         write!(
             stream,
@@ -253,7 +304,7 @@ impl Registry {
     }
 
     /// The requests so far, such as `GET /v2/app/manifests/v1`.
-    pub fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         // The log is written after the answer.
         std::thread::sleep(Duration::from_millis(100));
         let log = File::open(self.root.path().join("access.log")).unwrap();
@@ -264,7 +315,7 @@ impl Registry {
     }
 
     /// The file in which the registry keeps a blob.
-    pub fn blob(&self, digest: Digest) -> PathBuf {
+    pub(crate) fn blob(&self, digest: Digest) -> PathBuf {
         let hex = digest.hex();
         let blobs = self.root.path().join("data/docker/registry/v2/blobs/sha256");
         blobs.join(&hex[..2]).join(&hex).join("data")
@@ -279,18 +330,22 @@ impl Drop for Registry {
 }
 
 /// A loopback address on which nobody listens.
-pub fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+pub(crate) fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string()
 }
 
 /// A registry that answers whatever a script says: from the request's head to the bytes of the answer.
-pub struct Scripted {
-    pub address: String,
-    pub requests: Arc<Mutex<Vec<String>>>,
+pub(crate) struct Scripted {
+    pub(crate) address: String,
+    pub(crate) requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Scripted {
-    pub fn start(script: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -316,26 +371,29 @@ impl Scripted {
 }
 
 /// An answer with these headers (each ends with `\r\n`) and this body.
-pub fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+        body.len()
+    );
     [head.as_bytes(), body].concat()
 }
 
 /// What can be seen of one entry of a tree.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Seen {
-    pub mode: u32,
-    pub owner: (u32, u32),
-    pub links: u64,
-    pub time: i64,
-    pub content: Vec<u8>,
-    pub xattrs: BTreeMap<String, Vec<u8>>,
+pub(crate) struct Seen {
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) links: u64,
+    pub(crate) time: i64,
+    pub(crate) content: Vec<u8>,
+    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
     /// The first path with the same inode.
-    pub same_as: PathBuf,
+    pub(crate) same_as: PathBuf,
 }
 
 /// Everything in a tree, by path; of directories, the number of links is left out, as it depends on the file system.
-pub fn see(root: &Path) -> BTreeMap<PathBuf, Seen> {
+pub(crate) fn see(root: &Path) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();
     let mut inodes = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -354,7 +412,10 @@ pub fn see(root: &Path) -> BTreeMap<PathBuf, Seen> {
         let it = path.symlink_metadata().unwrap();
         let inside = path.strip_prefix(root).unwrap().to_owned();
         let content = if it.is_symlink() {
-            fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            fs::read_link(&path)
+                .unwrap()
+                .into_os_string()
+                .into_encoded_bytes()
         } else if it.is_file() {
             fs::read(&path).unwrap()
         } else {
@@ -369,17 +430,25 @@ pub fn see(root: &Path) -> BTreeMap<PathBuf, Seen> {
             .collect();
         let same_as = inodes.entry(it.ino()).or_insert_with(|| inside.clone()).clone();
         let links = if it.is_dir() { 0 } else { it.nlink() };
-        let view = Seen { mode: it.mode(), owner: (it.uid(), it.gid()), links, time: it.mtime(), content, xattrs, same_as };
+        let view = Seen {
+            mode: it.mode(),
+            owner: (it.uid(), it.gid()),
+            links,
+            time: it.mtime(),
+            content,
+            xattrs,
+            same_as,
+        };
         seen.insert(inside, view);
     }
     seen
 }
 
 /// An EROFS file mounted on a folder until dropped; none, said loudly, where mounting is not permitted.
-pub struct Mounted(pub tempfile::TempDir);
+pub(crate) struct Mounted(pub(crate) tempfile::TempDir);
 
 impl Mounted {
-    pub fn new(image: &Path) -> Option<Self> {
+    pub(crate) fn new(image: &Path) -> Option<Self> {
         let at = tempfile::tempdir().unwrap();
         let output = Command::new("mount")
             .args(["-t", "erofs", "-o", "loop,ro,nodev,nosuid"])
@@ -388,7 +457,10 @@ impl Mounted {
             .output()
             .unwrap();
         if !output.status.success() {
-            eprintln!("SKIPPED: cannot mount here: {}", String::from_utf8_lossy(&output.stderr));
+            eprintln!(
+                "SKIPPED: cannot mount here: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             return None;
         }
         Some(Self(at))
@@ -402,7 +474,7 @@ impl Drop for Mounted {
 }
 
 /// What a store has on disk, without its lock: names relative to its folder.
-pub fn files_of(store: &Path) -> Vec<String> {
+pub(crate) fn files_of(store: &Path) -> Vec<String> {
     let mut names: Vec<_> = see(store)
         .into_iter()
         .filter(|(path, seen)| seen.links > 0 && path != Path::new("lock"))

@@ -23,7 +23,7 @@ const ARP: u16 = 0x0806;
 pub(crate) const IPV4: u16 = 0x0800;
 const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 /// Long enough for what comes, short enough to wait for what does not.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(400);
 
 pub(crate) struct Guest {
@@ -52,7 +52,14 @@ impl Guest {
             let (tap, ending, mac, address) = (Arc::clone(&tap), Arc::clone(&ending), eni.mac, eni.address);
             thread::spawn(move || read(&tap, mac, address, &sender, &ending))
         };
-        Self { mac: eni.mac, address: eni.address, tap, frames, ending, reader: Some(reader) }
+        Self {
+            mac: eni.mac,
+            address: eni.address,
+            tap,
+            frames,
+            ending,
+            reader: Some(reader),
+        }
     }
 
     /// Sends a frame as it is.
@@ -62,9 +69,17 @@ impl Guest {
 
     /// Asks who has an address; none if nobody says so.
     pub(crate) fn resolve(&self, address: Ipv4Addr) -> Option<MacAddr> {
-        self.send(&arp(BROADCAST, self.mac, 1, (self.mac, self.address), (MacAddr([0; 6]), address)));
+        self.send(&arp(
+            BROADCAST,
+            self.mac,
+            1,
+            (self.mac, self.address),
+            (MacAddr([0; 6]), address),
+        ));
         let reply = self.find(PATIENCE, |frame| {
-            ether_type(frame) == ARP && frame.get(20..22) == Some(&[0, 2]) && frame.get(28..32) == Some(&address.octets())
+            ether_type(frame) == ARP
+                && frame.get(20..22) == Some(&[0, 2])
+                && frame.get(28..32) == Some(&address.octets())
         })?;
         Some(MacAddr(reply[22..28].try_into().unwrap()))
     }
@@ -108,7 +123,9 @@ impl Guest {
     }
 
     fn datagram(&self, patience: Duration) -> Option<Datagram> {
-        let frame = self.find(patience, |frame| ether_type(frame) == IPV4 && frame.get(23) == Some(&17))?;
+        let frame = self.find(patience, |frame| {
+            ether_type(frame) == IPV4 && frame.get(23) == Some(&17)
+        })?;
         let address = |at: usize| Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
         let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let end = 34 + usize::from(port(38));
@@ -224,12 +241,16 @@ pub(crate) fn ipv4(
 }
 
 pub(crate) fn ether_type(frame: &[u8]) -> u16 {
-    frame.get(12..14).map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    frame
+        .get(12..14)
+        .map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
 /// The internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

@@ -33,7 +33,10 @@ impl Host {
         }
         // The namespace of this thread, and of all that it starts, becomes the host's.
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             if let Err(error) = Network::probe().await {
                 eprintln!("SKIPPED: this machine cannot have networks: {error}");
@@ -56,7 +59,11 @@ impl Host {
     }
 
     pub(crate) fn open(&self) -> Network {
-        Network::open(NetworkOptions { uplink: true, prefix: self.prefix.clone() }).unwrap()
+        Network::open(NetworkOptions {
+            uplink: true,
+            prefix: self.prefix.clone(),
+        })
+        .unwrap()
     }
 
     /// A network with one VPC of two subnets and its default security group.
@@ -68,14 +75,25 @@ impl Host {
 
     pub(crate) async fn describe(&self, network: &Network) {
         network.ensure_vpc(&vpc("vpc-1", 1)).await.unwrap();
-        network.ensure_subnet(&subnet("subnet-a", "10.0.1.0/24")).await.unwrap();
-        network.ensure_subnet(&subnet("subnet-b", "10.0.2.0/24")).await.unwrap();
-        network.set_security_groups("vpc-1", vec![default_group(), other_group()]).await.unwrap();
+        network
+            .ensure_subnet(&subnet("subnet-a", "10.0.1.0/24"))
+            .await
+            .unwrap();
+        network
+            .ensure_subnet(&subnet("subnet-b", "10.0.2.0/24"))
+            .await
+            .unwrap();
+        network
+            .set_security_groups("vpc-1", vec![default_group(), other_group()])
+            .await
+            .unwrap();
     }
 
     /// What there is on this host and in the list of namespaces that a network could leave behind.
     pub(crate) fn inventory(&self) -> Vec<String> {
-        let namespaces = fs::read_dir("/run/netns").unwrap().map(|entry| entry.unwrap().file_name());
+        let namespaces = fs::read_dir("/run/netns")
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
         let mut inventory: Vec<_> = namespaces
             .map(|name| name.into_string().unwrap())
             .filter(|name| name.starts_with(&format!("{}-", self.prefix)))
@@ -116,7 +134,9 @@ impl Drop for Host {
 
 pub(crate) fn socket(address: (Ipv4Addr, u16)) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     socket
 }
 
@@ -135,11 +155,19 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 pub(crate) fn vpc(id: &str, index: u16) -> VpcSpec {
-    VpcSpec { id: id.to_owned(), index, cidr: "10.0.0.0/16".parse().unwrap() }
+    VpcSpec {
+        id: id.to_owned(),
+        index,
+        cidr: "10.0.0.0/16".parse().unwrap(),
+    }
 }
 
 pub(crate) fn subnet(id: &str, cidr: &str) -> SubnetSpec {
-    SubnetSpec { id: id.to_owned(), vpc_id: "vpc-1".to_owned(), cidr: cidr.parse().unwrap() }
+    SubnetSpec {
+        id: id.to_owned(),
+        vpc_id: "vpc-1".to_owned(),
+        cidr: cidr.parse().unwrap(),
+    }
 }
 
 pub(crate) fn default_group() -> SecurityGroupSpec {
@@ -148,7 +176,10 @@ pub(crate) fn default_group() -> SecurityGroupSpec {
 
 /// Members reach everybody and nobody reaches them.
 pub(crate) fn other_group() -> SecurityGroupSpec {
-    SecurityGroupSpec { ingress: Vec::new(), ..SecurityGroupSpec::default_group("sg-other", "vpc-1") }
+    SecurityGroupSpec {
+        ingress: Vec::new(),
+        ..SecurityGroupSpec::default_group("sg-other", "vpc-1")
+    }
 }
 
 /// An interface of the default group on subnet `a` or `b`, with the address `10.0.<1 or 2>.<last>`.
@@ -166,7 +197,10 @@ pub(crate) fn eni(id: &str, subnet: char, last: u8) -> EniSpec {
 }
 
 pub(crate) fn in_group(group: &str, eni: EniSpec) -> EniSpec {
-    EniSpec { security_groups: vec![group.to_owned()], ..eni }
+    EniSpec {
+        security_groups: vec![group.to_owned()],
+        ..eni
+    }
 }
 
 pub(crate) async fn attach(network: &Network, eni: &EniSpec) -> Guest {

@@ -14,7 +14,11 @@ fn everything_is_gone_after_remove_all() {
         let network = host.network().await;
         let a = attach(&network, &eni("eni-1", 'a', 10)).await;
         let b = attach(&network, &eni("eni-2", 'b', 10)).await;
-        assert_ne!(host.inventory(), before, "nothing was made, so the rest would prove nothing");
+        assert_ne!(
+            host.inventory(),
+            before,
+            "nothing was made, so the rest would prove nothing"
+        );
         network.detach("eni-2").await.unwrap();
         // One machine still holds its tap.
         network.remove_all().await.unwrap();
@@ -68,7 +72,11 @@ fn a_tap_goes_with_its_machine() {
 fn running_machines_stay_connected_over_a_restart() {
     Host::run("lid", async |host| {
         let first = host.network().await;
-        let specs = [eni("eni-1", 'a', 10), eni("eni-2", 'a', 11), eni("eni-3", 'a', 12)];
+        let specs = [
+            eni("eni-1", 'a', 10),
+            eni("eni-2", 'a', 11),
+            eni("eni-3", 'a', 12),
+        ];
         let a = attach(&first, &specs[0]).await;
         let b = attach(&first, &specs[1]).await;
         let forgotten = attach(&first, &specs[2]).await;
@@ -82,8 +90,14 @@ fn running_machines_stay_connected_over_a_restart() {
         let listed = [specs[0].clone(), specs[1].clone(), ended.clone()];
         assert_eq!(second.adopt(&listed).await.unwrap(), ["eni-4"]);
         assert!(talk(&a, &b), "a machine that was adopted has lost its connection");
-        assert!(!talk(&a, &forgotten), "a machine that is not listed is still connected");
-        assert!(!host.inventory().iter().any(|name| name.ends_with("vpc-9")), "a vpc that is not listed is still there");
+        assert!(
+            !talk(&a, &forgotten),
+            "a machine that is not listed is still connected"
+        );
+        assert!(
+            !host.inventory().iter().any(|name| name.ends_with("vpc-9")),
+            "a vpc that is not listed is still there"
+        );
 
         let c = attach(&second, &ended).await;
         assert!(talk(&a, &c) && talk(&c, &b));
@@ -98,7 +112,9 @@ fn running_machines_stay_connected_over_a_restart() {
 fn daemons_of_two_prefixes_do_not_touch_each_other() {
     Host::run("lie", async |host| {
         let network = host.network().await;
-        let neighbour = Host { prefix: format!("{}x", &host.prefix[..host.prefix.len().min(7)]) };
+        let neighbour = Host {
+            prefix: format!("{}x", &host.prefix[..host.prefix.len().min(7)]),
+        };
         host.ip(&format!("netns add internet-{}", neighbour.prefix));
         let other = neighbour.network().await;
         let a = attach(&network, &eni("eni-1", 'a', 10)).await;
@@ -119,21 +135,55 @@ fn what_does_not_fit_is_refused_before_anything_is_made() {
         let before = inside(&host);
         let good = eni("eni-2", 'a', 11);
         let refused = [
-            EniSpec { address: "10.0.1.3".parse().unwrap(), ..good.clone() },
-            EniSpec { address: "10.0.2.11".parse().unwrap(), ..good.clone() },
-            EniSpec { address: first.address, ..good.clone() },
-            EniSpec { mac: first.mac, ..good.clone() },
-            EniSpec { mac: "01:00:5e:00:00:01".parse().unwrap(), ..good.clone() },
-            EniSpec { subnet_id: "subnet-c".to_owned(), ..good.clone() },
-            EniSpec { id: "../eni".to_owned(), ..good.clone() },
+            EniSpec {
+                address: "10.0.1.3".parse().unwrap(),
+                ..good.clone()
+            },
+            EniSpec {
+                address: "10.0.2.11".parse().unwrap(),
+                ..good.clone()
+            },
+            EniSpec {
+                address: first.address,
+                ..good.clone()
+            },
+            EniSpec {
+                mac: first.mac,
+                ..good.clone()
+            },
+            EniSpec {
+                mac: "01:00:5e:00:00:01".parse().unwrap(),
+                ..good.clone()
+            },
+            EniSpec {
+                subnet_id: "subnet-c".to_owned(),
+                ..good.clone()
+            },
+            EniSpec {
+                id: "../eni".to_owned(),
+                ..good.clone()
+            },
             in_group("sg-unknown", good.clone()),
         ];
         for spec in refused {
             assert!(network.attach(&spec).await.is_err(), "{spec:?} was taken");
         }
-        assert!(network.ensure_vpc(&host::vpc("vpc-2", 1)).await.is_err(), "an index was given twice");
-        assert!(network.ensure_subnet(&host::subnet("subnet-c", "10.0.1.128/25")).await.is_err());
-        assert!(network.ensure_subnet(&host::subnet("subnet-c", "10.1.0.0/24")).await.is_err());
+        assert!(
+            network.ensure_vpc(&host::vpc("vpc-2", 1)).await.is_err(),
+            "an index was given twice"
+        );
+        assert!(
+            network
+                .ensure_subnet(&host::subnet("subnet-c", "10.0.1.128/25"))
+                .await
+                .is_err()
+        );
+        assert!(
+            network
+                .ensure_subnet(&host::subnet("subnet-c", "10.1.0.0/24"))
+                .await
+                .is_err()
+        );
         assert_eq!(inside(&host), before);
         drop(first);
         network.remove_all().await.unwrap();
@@ -147,7 +197,12 @@ fn many_interfaces_come_and_go() {
         let mut taps = Vec::new();
         let start = std::time::Instant::now();
         for last in 10..110 {
-            taps.push(network.attach(&eni(&format!("eni-{last}"), 'a', last)).await.unwrap());
+            taps.push(
+                network
+                    .attach(&eni(&format!("eni-{last}"), 'a', last))
+                    .await
+                    .unwrap(),
+            );
         }
         eprintln!("100 interfaces attached in {:?}", start.elapsed());
         assert_eq!(inside(&host).matches(" bt").count(), 100);

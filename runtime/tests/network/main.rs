@@ -2,6 +2,8 @@
 //!
 //! Needs root, taps, bridges, nf_tables and connection tracking for bridges; what is missing is said loudly.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 mod guest;
 mod host;
 

@@ -37,9 +37,16 @@ pub(crate) fn serve() -> Result<(), Box<dyn Error>> {
 fn listen_udp(socket: &UdpSocket, datagrams: &Datagrams) {
     let mut buffer = [0u8; 2048];
     while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-        let line = format!("datagram from {}: {}", from.ip(), String::from_utf8_lossy(&buffer[..length]));
+        let line = format!(
+            "datagram from {}: {}",
+            from.ip(),
+            String::from_utf8_lossy(&buffer[..length])
+        );
         println!("{line}");
-        datagrams.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        datagrams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(line);
     }
 }
 
@@ -57,10 +64,16 @@ fn answer(mut connection: TcpStream, datagrams: &Datagrams) -> std::io::Result<(
     println!("{} {path}", connection.peer_addr()?.ip());
     match page(path, datagrams) {
         Some(body) => {
-            write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+            write!(
+                connection,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            )?;
             connection.write_all(&body)
         }
-        None => connection.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+        None => {
+            connection.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        }
     }
 }
 
@@ -68,23 +81,37 @@ fn page(path: &str, datagrams: &Datagrams) -> Option<Vec<u8>> {
     match path {
         "/" => Some(format!("hello from {}\n", hostname()).into_bytes()),
         "/env" => {
-            let mut lines: Vec<String> = std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect();
+            let mut lines: Vec<String> = std::env::vars()
+                .map(|(name, value)| format!("{name}={value}\n"))
+                .collect();
             lines.sort();
             Some(lines.concat().into_bytes())
         }
         "/datagrams" => {
             let datagrams = datagrams.lock().unwrap_or_else(PoisonError::into_inner);
-            Some(datagrams.iter().map(|line| format!("{line}\n")).collect::<String>().into_bytes())
+            Some(
+                datagrams
+                    .iter()
+                    .map(|line| format!("{line}\n"))
+                    .collect::<String>()
+                    .into_bytes(),
+            )
         }
         _ => {
-            let count: usize = path.strip_prefix("/bytes/")?.parse().ok().filter(|count| *count <= 64 << 20)?;
+            let count: usize = path
+                .strip_prefix("/bytes/")?
+                .parse()
+                .ok()
+                .filter(|count| *count <= 64 << 20)?;
             Some(b"0123456789abcdef".iter().copied().cycle().take(count).collect())
         }
     }
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

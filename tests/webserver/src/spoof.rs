@@ -11,7 +11,16 @@ const FRAMES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) fn spoof(words: &[&str]) -> Result<(), Box<dyn Error>> {
-    let [interface, source_mac, source_ip, target_mac, target_ip, port, text] = words else {
+    let [
+        interface,
+        source_mac,
+        source_ip,
+        target_mac,
+        target_ip,
+        port,
+        text,
+    ] = words
+    else {
         return Err(crate::USAGE.into());
     };
     let frame = udp_frame(
@@ -31,7 +40,9 @@ pub(crate) fn spoof(words: &[&str]) -> Result<(), Box<dyn Error>> {
 
 fn mac(text: &str) -> Result<[u8; 6], Box<dyn Error>> {
     let bytes: Result<Vec<u8>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
-    bytes?.try_into().map_err(|_| format!("{text} is no MAC address").into())
+    bytes?
+        .try_into()
+        .map_err(|_| format!("{text} is no MAC address").into())
 }
 
 /// Ethernet, IPv4 (RFC 791) and UDP (RFC 768; checksum 0 means none).
@@ -64,7 +75,10 @@ fn udp_frame(
 
 /// RFC 1071, over an even number of bytes.
 fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let mut sum: u32 = bytes
+        .chunks_exact(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

@@ -17,6 +17,8 @@ use crate::workspace;
 
 /// The Debian kernels that will do: plain ones (the cloud flavour lacks 9p), of the series that was tried.
 const KERNEL_PACKAGES: &str = r"^linux-image-6\.12\.[0-9]+\+deb[0-9]+-amd64-unsigned$";
+/// Part of the cache key: raise it when this file packs the same things differently.
+const FORMAT: u8 = 2;
 const BUSYBOX: &str = "/bin/busybox";
 const BUSYBOX_PROGRAMS: [&str; 7] = ["cat", "insmod", "mkdir", "mount", "sh", "switch_root", "tr"];
 
@@ -58,7 +60,9 @@ fn cached_kernel(cache: &Path) -> Result<Option<String>> {
     for entry in fs::read_dir(cache).with_context(|| format!("cannot read {}", cache.display()))? {
         let entry = entry.with_context(|| format!("cannot read {}", cache.display()))?;
         let name = entry.file_name();
-        let Some(version) = name.to_str().and_then(|name| name.strip_prefix("kernel-")) else { continue };
+        let Some(version) = name.to_str().and_then(|name| name.strip_prefix("kernel-")) else {
+            continue;
+        };
         if entry.path().join("complete").exists() {
             versions.push(version.to_owned());
         }
@@ -73,27 +77,40 @@ fn download_kernel(cache: &Path, consent: Consent) -> Result<String> {
             if consent == Consent::Ask {
                 bail!("apt knows no package {KERNEL_PACKAGES}; run `apt-get update` or pass --yes");
             }
-            step("refresh the package lists", || run(setup::apt_get().args(["update", "--quiet=2"])))?;
+            step("refresh the package lists", || {
+                run(setup::apt_get().args(["update", "--quiet=2"]))
+            })?;
             newest_package()?.with_context(|| format!("apt knows no package {KERNEL_PACKAGES}"))?
         }
     };
-    let version =
-        package.trim_start_matches("linux-image-").trim_end_matches("-unsigned").to_owned();
-    step(format!("download and unpack {package} for the lab (about 100 MB, once)"), || {
-        let download = cache.join("download");
-        remake(&download)?;
-        run(Command::new("apt-get").arg("download").arg(&package).current_dir(&download))?;
-        let archive = fs::read_dir(&download)
-            .and_then(|mut entries| entries.next().transpose())
-            .context("cannot read the download folder")?
-            .context("apt-get downloaded nothing")?;
-        let folder = kernel_folder(cache, &version);
-        remake(&folder)?;
-        run(Command::new("dpkg-deb").arg("--extract").arg(archive.path()).arg(&folder))?;
-        run(Command::new("/sbin/depmod").arg("-b").arg(&folder).arg(&version))?;
-        fs::write(folder.join("complete"), "").context("cannot mark the lab's kernel as complete")?;
-        fs::remove_dir_all(&download).context("cannot remove the download folder")
-    })?;
+    let version = package
+        .trim_start_matches("linux-image-")
+        .trim_end_matches("-unsigned")
+        .to_owned();
+    step(
+        format!("download and unpack {package} for the lab (about 100 MB, once)"),
+        || {
+            let download = cache.join("download");
+            remake(&download)?;
+            run(Command::new("apt-get")
+                .arg("download")
+                .arg(&package)
+                .current_dir(&download))?;
+            let archive = fs::read_dir(&download)
+                .and_then(|mut entries| entries.next().transpose())
+                .context("cannot read the download folder")?
+                .context("apt-get downloaded nothing")?;
+            let folder = kernel_folder(cache, &version);
+            remake(&folder)?;
+            run(Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(archive.path())
+                .arg(&folder))?;
+            run(Command::new("/sbin/depmod").arg("-b").arg(&folder).arg(&version))?;
+            fs::write(folder.join("complete"), "").context("cannot mark the lab's kernel as complete")?;
+            fs::remove_dir_all(&download).context("cannot remove the download folder")
+        },
+    )?;
     Ok(version)
 }
 
@@ -106,7 +123,10 @@ fn newest_package() -> Result<Option<String>> {
 
 /// The numbers in a version, by which versions are ordered.
 fn numbers(version: &str) -> Vec<u64> {
-    version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
 }
 
 fn remake(folder: &Path) -> Result<()> {
@@ -122,7 +142,7 @@ fn initrd(cache: &Path, folder: &Path, version: &str) -> Result<PathBuf> {
     let init = fs::read(lab.join("init.sh")).context("cannot read lab/init.sh")?;
     let wanted = fs::read_to_string(lab.join("modules")).context("cannot read lab/modules")?;
     let mut digest = Sha256::new();
-    for part in [version.as_bytes(), &init, wanted.as_bytes()] {
+    for part in [&[FORMAT], version.as_bytes(), &init, wanted.as_bytes()] {
         digest.update(part);
         digest.update([0]);
     }
@@ -133,8 +153,15 @@ fn initrd(cache: &Path, folder: &Path, version: &str) -> Result<PathBuf> {
     step("pack the lab's initial RAM file system", || {
         let partial = path.with_extension("partial");
         let out = File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-        pack(BufWriter::new(out), &init, &modules(folder, version, &wanted)?)
-            .with_context(|| format!("cannot write {}", partial.display()))?;
+        let scratch = path.with_extension("module");
+        pack(
+            BufWriter::new(out),
+            &init,
+            &modules(folder, version, &wanted)?,
+            &scratch,
+        )
+        .with_context(|| format!("cannot write {}", partial.display()))?;
+        fs::remove_file(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
         fs::rename(&partial, &path).with_context(|| format!("cannot create {}", path.display()))
     })?;
     Ok(path)
@@ -178,22 +205,37 @@ fn modules(folder: &Path, version: &str, wanted: &str) -> Result<Vec<Vec<PathBuf
 fn with_dependencies(folder: &Path, version: &str, name: &str) -> Result<Vec<PathBuf>> {
     // Without this machine's own modprobe configuration: its options are not the lab's.
     let mut modprobe = Command::new("/sbin/modprobe");
-    modprobe.args(["--show-depends", "--config", "/dev/null", "--set-version", version, "--dirname"]);
+    modprobe.args([
+        "--show-depends",
+        "--config",
+        "/dev/null",
+        "--set-version",
+        version,
+        "--dirname",
+    ]);
     let output = capture(modprobe.arg(folder).arg(name))
         .with_context(|| format!("the lab's kernel {version} has no module {name}"))?;
     // The other kind of line, "builtin NAME", needs nothing.
     let lines = String::from_utf8_lossy(&output);
-    Ok(lines.lines().filter_map(|line| line.strip_prefix("insmod ")).map(|file| file.trim().into()).collect())
+    Ok(lines
+        .lines()
+        .filter_map(|line| line.strip_prefix("insmod "))
+        .map(|file| file.trim().into())
+        .collect())
 }
 
-fn pack(out: BufWriter<File>, init: &[u8], groups: &[Vec<PathBuf>]) -> Result<()> {
+fn pack(out: BufWriter<File>, init: &[u8], groups: &[Vec<PathBuf>], scratch: &Path) -> Result<()> {
     let mut archive = Archive::new(out);
     for folder in ["bin", "dev", "disk", "host", "modules", "proc", "root", "sys"] {
         archive.directory(folder, 0o755)?;
     }
     archive.character_device("dev/console", 0o600, 5, 1)?;
     archive.file("init", 0o755, init)?;
-    archive.file("bin/busybox", 0o755, &fs::read(BUSYBOX).with_context(|| format!("cannot read {BUSYBOX}"))?)?;
+    archive.file(
+        "bin/busybox",
+        0o755,
+        &fs::read(BUSYBOX).with_context(|| format!("cannot read {BUSYBOX}"))?,
+    )?;
     for program in BUSYBOX_PROGRAMS {
         archive.symlink(&format!("bin/{program}"), "busybox")?;
     }
@@ -201,26 +243,40 @@ fn pack(out: BufWriter<File>, init: &[u8], groups: &[Vec<PathBuf>]) -> Result<()
     for (number, files) in groups.iter().enumerate() {
         let mut order = String::new();
         for file in files {
-            let name = file.file_name().and_then(|name| name.to_str()).context("a module without a name")?;
+            let name = file
+                .file_name()
+                .and_then(|name| name.to_str())
+                .context("a module without a name")?;
             let plain = name.trim_end_matches(".xz");
             order.push_str(plain);
             order.push('\n');
             if packed.insert(file) {
-                archive.file(&format!("modules/{plain}"), 0o644, &module(file)?)?;
+                archive.file(&format!("modules/{plain}"), 0o644, &module(file, scratch)?)?;
             }
         }
         archive.file(&format!("modules/group-{number}"), 0o644, order.as_bytes())?;
     }
-    archive.finish()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    archive
+        .finish()?
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?;
     Ok(())
 }
 
-/// The module itself, unpacked here, once: the emulated processor takes its time over xz.
-fn module(file: &Path) -> Result<Vec<u8>> {
-    if file.extension().is_some_and(|extension| extension == "xz") {
-        return capture(Command::new("xz").args(["--decompress", "--stdout"]).arg(file));
-    }
-    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+/// The module itself, made light here, once: the emulated processor takes its time over xz, and over checking type
+/// information that nobody asks for.
+fn module(file: &Path, scratch: &Path) -> Result<Vec<u8>> {
+    let packed = file.extension().is_some_and(|extension| extension == "xz");
+    let plain = if packed {
+        capture(Command::new("xz").args(["--decompress", "--stdout"]).arg(file))?
+    } else {
+        fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
+    };
+    fs::write(scratch, plain).with_context(|| format!("cannot write {}", scratch.display()))?;
+    run(Command::new("objcopy")
+        .args(["--strip-debug", "--remove-section=.BTF"])
+        .arg(scratch))?;
+    fs::read(scratch).with_context(|| format!("cannot read {}", scratch.display()))
 }
 
 #[cfg(test)]

@@ -59,7 +59,16 @@ pub(crate) struct Options {
 impl Options {
     /// The defaults, for a command that another part of xtask runs.
     pub(crate) fn for_command(command: Vec<OsString>, yes: bool) -> Self {
-        Self { cpus: 2, memory: None, disk: 24, timeout: None, names: Vec::new(), nested: false, yes, command }
+        Self {
+            cpus: 2,
+            memory: None,
+            disk: 24,
+            timeout: None,
+            names: Vec::new(),
+            nested: false,
+            yes,
+            command,
+        }
     }
 }
 
@@ -82,15 +91,24 @@ pub(crate) fn results() -> PathBuf {
 /// Whether a kernel boots on this machine's KVM. A paravirtual `/dev/kvm` opens as well but runs only toys.
 fn hardware_runs_guests() -> bool {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
-    let can = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+    let flags = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .unwrap_or_default();
+    let can = flags
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm");
     if !can {
         return false;
     }
     // Others get there through sudo.
     let root = nix::unistd::geteuid().is_root();
     let opens = || OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    if root { opens() } else { fs::exists("/dev/kvm").unwrap_or(false) }
+    if root {
+        opens()
+    } else {
+        fs::exists("/dev/kvm").unwrap_or(false)
+    }
 }
 
 /// Runs the command on this machine.
@@ -112,7 +130,11 @@ fn direct(options: &Options) -> Result<u8> {
         }));
     }
     if let Some(seconds) = options.timeout {
-        line.extend(["timeout".into(), "--kill-after=10".into(), seconds.to_string().into()]);
+        line.extend([
+            "timeout".into(),
+            "--kill-after=10".into(),
+            seconds.to_string().into(),
+        ]);
     }
     line.extend(options.command.iter().cloned());
     let (program, arguments) = line.split_first().context("no command")?;
@@ -165,13 +187,19 @@ fn passes(name: &str, names: &[String]) -> bool {
 
 /// A status as a shell says it.
 fn code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(LAB_FAILED)
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(LAB_FAILED)
 }
 
 fn say_timed_out(options: &Options) {
     let limit = Duration::from_secs(options.timeout.unwrap_or_default());
-    eprintln!("lab: TIMED OUT after {} s; everything it started was killed", limit.as_secs());
+    eprintln!(
+        "lab: TIMED OUT after {} s; everything it started was killed",
+        limit.as_secs()
+    );
 }
 
 /// The host's memory, so that a lab does not ask for more than there is.
@@ -180,10 +208,20 @@ fn default_memory_mib() -> Result<u32> {
     let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let total_kib: u64 = meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .trim()
+                .parse()
+                .ok()
+        })
         .context("no MemTotal in /proc/meminfo")?;
     let mib = WANTED_MIB.min(total_kib / 1024 * 6 / 10);
-    ensure!(mib >= 1024, "the machine has too little memory for a lab: {total_kib} KiB");
+    ensure!(
+        mib >= 1024,
+        "the machine has too little memory for a lab: {total_kib} KiB"
+    );
     u32::try_from(mib).context("the memory of the machine is out of range")
 }
 
@@ -197,7 +235,12 @@ mod tests {
         for name in ["PATH", "BERTH_X", "CARGO_TARGET_DIR", "CI", "AWS_REGION"] {
             assert!(passes(name, &names), "{name}");
         }
-        for name in ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "BASH_FUNC_x%%", "BERTH_A;reboot"] {
+        for name in [
+            "AWS_SECRET_ACCESS_KEY",
+            "GITHUB_TOKEN",
+            "BASH_FUNC_x%%",
+            "BERTH_A;reboot",
+        ] {
             assert!(!passes(name, &names), "{name}");
         }
     }

@@ -152,27 +152,55 @@ fn emulator(
         utf8(&inside)?,
         utf8(&results())?,
     );
-    ensure!(cmdline.len() < 2000, "the paths of the checkout and the cache are too long: {cmdline}");
+    ensure!(
+        cmdline.len() < 2000,
+        "the paths of the checkout and the cache are too long: {cmdline}"
+    );
     ensure!(!cmdline.contains("//"), "a path has an empty part: {cmdline}");
 
     // Should this process be killed, the kernel ends the emulator as well.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    command.args(["-machine", "q35,accel=tcg,usb=off,smbus=off,sata=off", "-cpu", "max,+svm"]);
+    command.args([
+        "-machine",
+        "q35,accel=tcg,usb=off,smbus=off,sata=off",
+        "-cpu",
+        "max,+svm",
+    ]);
     command.args(["-smp", &options.cpus.to_string(), "-m", &memory.to_string()]);
-    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+    command
+        .arg("-kernel")
+        .arg(&image.kernel)
+        .arg("-initrd")
+        .arg(&image.initrd);
     command.args(["-append", &cmdline]);
-    command.args(["-chardev", &format!("file,id=console,path={}", utf8(&folder.console())?)]);
+    command.args([
+        "-chardev",
+        &format!("file,id=console,path={}", utf8(&folder.console())?),
+    ]);
     command.args(["-serial", "chardev:console"]);
-    command.args(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]);
+    command.args([
+        "-object",
+        "rng-random,id=rng,filename=/dev/urandom",
+        "-device",
+        "virtio-rng-pci,rng=rng",
+    ]);
     command.args(["-device", "virtio-serial-pci"]);
     for (name, end) in [("out", out), ("err", err), ("control", control)] {
         command.args(["-chardev", &format!("socket,id={name},fd={}", end.as_raw_fd())]);
-        command.args(["-device", &format!("virtserialport,chardev={name},name=berth.{name}")]);
+        command.args([
+            "-device",
+            &format!("virtserialport,chardev={name},name=berth.{name}"),
+        ]);
     }
-    command.args(share("host", Path::new("/"), true)?).args(share("results", &results(), false)?);
-    let disk = format!("file={},if=none,id=disk,format=raw,cache=unsafe,discard=unmap", utf8(&folder.disk())?);
+    command
+        .args(share("host", Path::new("/"), true)?)
+        .args(share("results", &results(), false)?);
+    let disk = format!(
+        "file={},if=none,id=disk,format=raw,cache=unsafe,discard=unmap",
+        utf8(&folder.disk())?
+    );
     command.args(["-drive", &disk, "-device", "virtio-blk-pci,drive=disk"]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     Ok(command)
@@ -194,7 +222,10 @@ fn share(tag: &str, path: &Path, read_only: bool) -> Result<[String; 4]> {
 fn utf8(path: &Path) -> Result<&str> {
     match path.to_str() {
         Some(text) if !text.contains([',', ' ', '"', '\'']) => Ok(text),
-        _ => bail!("the path {} has a character that the lab cannot carry", path.display()),
+        _ => bail!(
+            "the path {} has a character that the lab cannot carry",
+            path.display()
+        ),
     }
 }
 
@@ -230,11 +261,20 @@ impl RunFolder {
         // Thrown away after the run, so no journal; and nothing written that can be zero.
         run_command(
             Command::new("/sbin/mkfs.ext4")
-                .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"])
+                .args([
+                    "-q",
+                    "-F",
+                    "-O",
+                    "^has_journal",
+                    "-E",
+                    "lazy_itable_init=1,nodiscard",
+                ])
                 .arg(&disk),
         )?;
-        fs::write(self.path.join("env"), env_script(options)?).context("cannot write the lab's environment")?;
-        fs::write(self.path.join("command"), command_script(options)?).context("cannot write the lab's command")
+        fs::write(self.path.join("env"), env_script(options)?)
+            .context("cannot write the lab's environment")?;
+        fs::write(self.path.join("command"), command_script(options)?)
+            .context("cannot write the lab's command")
     }
 
     /// The end of the kernel's log to standard error, the whole of it to where it stays.
@@ -264,8 +304,12 @@ impl Drop for RunFolder {
 /// Removes what runs left behind that were killed.
 fn sweep(runs: &Path) -> Result<()> {
     for entry in fs::read_dir(runs).with_context(|| format!("cannot read {}", runs.display()))? {
-        let path = entry.with_context(|| format!("cannot read {}", runs.display()))?.path();
-        let alive = path.file_name().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        let path = entry
+            .with_context(|| format!("cannot read {}", runs.display()))?
+            .path();
+        let alive = path
+            .file_name()
+            .is_some_and(|pid| Path::new("/proc").join(pid).exists());
         if !alive {
             // Another run may be sweeping the same folder.
             let _ = fs::remove_dir_all(&path);

@@ -12,6 +12,8 @@ const LAB: &str = "an ordinary kernel will not boot on it; use a machine with VT
 pub(in crate::cli) enum KvmError {
     #[error("cannot open /dev/kvm: {}; {}", os(.0), open_advice(.0))]
     Open(kvm_ioctls::Error),
+    #[error("/dev/kvm is no KVM device; remove it, and load kvm_intel or kvm_amd")]
+    NotKvm,
     #[error(
         "/dev/kvm speaks version {0} of the KVM API, not {API_VERSION}; use a Linux kernel of 2.6.22 or later"
     )]
@@ -38,6 +40,7 @@ pub(in crate::cli) fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(KvmError::Open)?;
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
+        ..0 => Err(KvmError::NotKvm),
         other => Err(KvmError::Version(other)),
     }
 }

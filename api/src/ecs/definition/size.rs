@@ -17,7 +17,9 @@ pub(crate) fn exists(cpu_units: u32, memory_mib: u32) -> bool {
     let (smallest, its_memory) = SMALLEST;
     (cpu_units == smallest && its_memory.contains(&memory_mib))
         || TABLE.iter().any(|&(cpu, least, most, step)| {
-            cpu == cpu_units && (least..=most).contains(&memory_mib) && (memory_mib - least).is_multiple_of(step)
+            cpu == cpu_units
+                && (least..=most).contains(&memory_mib)
+                && (memory_mib - least).is_multiple_of(step)
         })
 }
 

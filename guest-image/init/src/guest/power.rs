@@ -31,7 +31,8 @@ pub(crate) fn power_off() -> ! {
 /// A line for whoever reads the kernel log; there is nobody else to tell.
 pub(crate) fn log(message: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
-        let _ = writeln!(log, "<3>berth-init: {message}");
+        // One write is one record.
+        let _ = log.write_all(format!("<3>berth-init: {message}\n").as_bytes());
     }
 }
 

@@ -10,17 +10,38 @@ const REGISTER_BASE: u32 = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expr {
     /// Load something the kernel knows about the packet.
-    Meta { key: MetaKey, register: u32 },
+    Meta {
+        key: MetaKey,
+        register: u32,
+    },
     /// Load bytes of the packet.
-    Payload { base: PayloadBase, offset: u32, len: u32, register: u32 },
+    Payload {
+        base: PayloadBase,
+        offset: u32,
+        len: u32,
+        register: u32,
+    },
     /// Load the connection's state as a set of [`ct_state`] bits.
-    CtState { register: u32 },
+    CtState {
+        register: u32,
+    },
     /// Keep only the bits of a mask.
-    Mask { register: u32, mask: Vec<u8> },
+    Mask {
+        register: u32,
+        mask: Vec<u8>,
+    },
     /// Go on only if the register compares so.
-    Compare { register: u32, relation: Relation, value: Vec<u8> },
+    Compare {
+        register: u32,
+        relation: Relation,
+        value: Vec<u8>,
+    },
     /// Go on only if what starts in the register is in the set (or, inverted, is not).
-    Lookup { set: String, register: u32, inverted: bool },
+    Lookup {
+        set: String,
+        register: u32,
+        inverted: bool,
+    },
     /// Count packets and bytes.
     Counter,
     /// Rewrite the source to the address of the outgoing interface.
@@ -93,7 +114,12 @@ impl Expr {
                 writer.number(1, REGISTER_BASE + register);
                 writer.number(2, *key as u32);
             }
-            Self::Payload { base, offset, len, register } => {
+            Self::Payload {
+                base,
+                offset,
+                len,
+                register,
+            } => {
                 writer.number(1, REGISTER_BASE + register);
                 writer.number(2, *base as u32);
                 writer.number(3, *offset);
@@ -111,12 +137,20 @@ impl Expr {
                 writer.nested(4, |writer| writer.bytes(DATA_VALUE, mask));
                 writer.nested(5, |writer| writer.bytes(DATA_VALUE, &vec![0; mask.len()]));
             }
-            Self::Compare { register, relation, value } => {
+            Self::Compare {
+                register,
+                relation,
+                value,
+            } => {
                 writer.number(1, REGISTER_BASE + register);
                 writer.number(2, *relation as u32);
                 writer.nested(3, |writer| writer.bytes(DATA_VALUE, value));
             }
-            Self::Lookup { set, register, inverted } => {
+            Self::Lookup {
+                set,
+                register,
+                inverted,
+            } => {
                 writer.text(1, set);
                 writer.number(2, REGISTER_BASE + register);
                 writer.number(5, u32::from(*inverted));

@@ -13,6 +13,8 @@ mod tests;
 
 pub(super) use expr::Verdict;
 pub(super) use rule::{EtherType, Rule};
-pub(super) use ruleset::{Chain, Family, Hook, HookPoint, Key, KeyType, Ruleset, Set, Table, removal, transaction};
+pub(super) use ruleset::{
+    Chain, Family, Hook, HookPoint, Key, KeyType, Ruleset, Set, Table, removal, transaction,
+};
 pub use socket::NftError;
 pub(super) use socket::NftSocket;

@@ -45,40 +45,57 @@ impl Rule {
     }
 
     fn payload(self, base: PayloadBase, offset: u32, len: u32, register: u32) -> Self {
-        self.with([Expr::Payload { base, offset, len, register }])
+        self.with([Expr::Payload {
+            base,
+            offset,
+            len,
+            register,
+        }])
     }
 
     fn compare(self, relation: Relation, value: &[u8]) -> Self {
-        self.with([Expr::Compare { register: 0, relation, value: value.to_vec() }])
+        self.with([Expr::Compare {
+            register: 0,
+            relation,
+            value: value.to_vec(),
+        }])
     }
 
     fn lookup(self, set: &str, inverted: bool) -> Self {
-        self.with([Expr::Lookup { set: set.to_owned(), register: 0, inverted }])
+        self.with([Expr::Lookup {
+            set: set.to_owned(),
+            register: 0,
+            inverted,
+        }])
     }
 
     fn meta(self, key: MetaKey) -> Self {
         self.with([Expr::Meta { key, register: 0 }])
     }
 
-
     pub(in crate::network) fn in_interface_not(self, name: &str) -> Self {
-        self.meta(MetaKey::InInterface).compare(Relation::NotEqual, &interface(name))
+        self.meta(MetaKey::InInterface)
+            .compare(Relation::NotEqual, &interface(name))
     }
 
     pub(in crate::network) fn out_interface(self, name: &str) -> Self {
-        self.meta(MetaKey::OutInterface).compare(Relation::Equal, &interface(name))
+        self.meta(MetaKey::OutInterface)
+            .compare(Relation::Equal, &interface(name))
     }
 
     pub(in crate::network) fn out_interface_not(self, name: &str) -> Self {
-        self.meta(MetaKey::OutInterface).compare(Relation::NotEqual, &interface(name))
+        self.meta(MetaKey::OutInterface)
+            .compare(Relation::NotEqual, &interface(name))
     }
 
     pub(in crate::network) fn in_interface_begins(self, start: &str) -> Self {
-        self.meta(MetaKey::InInterface).compare(Relation::Equal, start.as_bytes())
+        self.meta(MetaKey::InInterface)
+            .compare(Relation::Equal, start.as_bytes())
     }
 
     pub(in crate::network) fn out_interface_begins(self, start: &str) -> Self {
-        self.meta(MetaKey::OutInterface).compare(Relation::Equal, start.as_bytes())
+        self.meta(MetaKey::OutInterface)
+            .compare(Relation::Equal, start.as_bytes())
     }
 
     pub(in crate::network) fn in_interface_in(self, set: &str) -> Self {
@@ -91,18 +108,23 @@ impl Rule {
 
     /// The type as the frame carries it: that of a frame with a VLAN tag is neither of the known ones.
     pub(in crate::network) fn ether_type(self, ether_type: EtherType) -> Self {
-        self.payload(PayloadBase::Link, 12, 2, 0).compare(Relation::Equal, &(ether_type as u16).to_be_bytes())
+        self.payload(PayloadBase::Link, 12, 2, 0)
+            .compare(Relation::Equal, &(ether_type as u16).to_be_bytes())
     }
 
     /// To many: multicast or broadcast.
-    pub(in crate::network) fn to_group_mac(self) -> Self {
+    pub(in crate::network) fn group_destination(self) -> Self {
         self.payload(PayloadBase::Link, 0, 1, 0)
-            .with([Expr::Mask { register: 0, mask: vec![1] }])
+            .with([Expr::Mask {
+                register: 0,
+                mask: vec![1],
+            }])
             .compare(Relation::Equal, &[1])
     }
 
     pub(in crate::network) fn arp_for_ethernet_and_ipv4(self) -> Self {
-        self.payload(PayloadBase::Network, 0, 6, 0).compare(Relation::Equal, &ARP_ETHERNET_IPV4)
+        self.payload(PayloadBase::Network, 0, 6, 0)
+            .compare(Relation::Equal, &ARP_ETHERNET_IPV4)
     }
 
     /// Interface, Ethernet source and IPv4 source of a packet, in a set of such triples.
@@ -133,16 +155,24 @@ impl Rule {
     }
 
     fn ct_state(self, any_of: u32) -> Self {
-        self.with([Expr::CtState { register: 0 }, Expr::Mask { register: 0, mask: any_of.to_ne_bytes().to_vec() }])
-            .compare(Relation::NotEqual, &[0; 4])
+        self.with([
+            Expr::CtState { register: 0 },
+            Expr::Mask {
+                register: 0,
+                mask: any_of.to_ne_bytes().to_vec(),
+            },
+        ])
+        .compare(Relation::NotEqual, &[0; 4])
     }
 
     pub(in crate::network) fn protocol(self, number: u8) -> Self {
-        self.meta(MetaKey::TransportProtocol).compare(Relation::Equal, &[number])
+        self.meta(MetaKey::TransportProtocol)
+            .compare(Relation::Equal, &[number])
     }
 
     pub(in crate::network) fn source_port(self, port: u16) -> Self {
-        self.payload(PayloadBase::Transport, 0, 2, 0).compare(Relation::Equal, &port.to_be_bytes())
+        self.payload(PayloadBase::Transport, 0, 2, 0)
+            .compare(Relation::Equal, &port.to_be_bytes())
     }
 
     pub(in crate::network) fn destination_ports(self, ports: &RangeInclusive<u16>) -> Self {
@@ -156,7 +186,9 @@ impl Rule {
     }
 
     pub(in crate::network) fn icmp_type(self, kind: u8) -> Self {
-        self.protocol(1).payload(PayloadBase::Transport, 0, 1, 0).compare(Relation::Equal, &[kind])
+        self.protocol(1)
+            .payload(PayloadBase::Transport, 0, 1, 0)
+            .compare(Relation::Equal, &[kind])
     }
 
     pub(in crate::network) fn source(self, cidr: Ipv4Net) -> Self {
@@ -175,17 +207,22 @@ impl Rule {
         let loaded = self.payload(PayloadBase::Network, offset, 4, 0);
         let masked = match cidr.prefix_len() {
             32 => loaded,
-            _ => loaded.with([Expr::Mask { register: 0, mask: cidr.netmask().octets().to_vec() }]),
+            _ => loaded.with([Expr::Mask {
+                register: 0,
+                mask: cidr.netmask().octets().to_vec(),
+            }]),
         };
         masked.compare(relation, &cidr.network().octets())
     }
 
     pub(in crate::network) fn source_in(self, set: &str) -> Self {
-        self.payload(PayloadBase::Network, IPV4_SOURCE, 4, 0).lookup(set, false)
+        self.payload(PayloadBase::Network, IPV4_SOURCE, 4, 0)
+            .lookup(set, false)
     }
 
     pub(in crate::network) fn destination_in(self, set: &str) -> Self {
-        self.payload(PayloadBase::Network, IPV4_DESTINATION, 4, 0).lookup(set, false)
+        self.payload(PayloadBase::Network, IPV4_DESTINATION, 4, 0)
+            .lookup(set, false)
     }
 
     pub(in crate::network) fn counter(self) -> Self {

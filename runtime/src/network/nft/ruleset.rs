@@ -1,6 +1,9 @@
 //! Rule sets as values, and the operations that turn one into another in a single transaction.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::{
     message::Writer,
@@ -107,11 +110,31 @@ pub(in crate::network) enum HookPoint {
 pub(in crate::network) enum Operation<'a> {
     AddTable(Family, &'a str),
     DeleteTable(Family, &'a str),
-    AddSet { table: &'a Table, name: &'a str, id: u32, key_type: KeyType },
-    AddElements { table: &'a Table, set: &'a str, elements: Vec<&'a Key> },
-    DeleteElements { table: &'a Table, set: &'a str, elements: Vec<&'a Key> },
-    AddChain { table: &'a Table, chain: &'a Chain },
-    AddRule { table: &'a Table, chain: &'a str, rule: &'a Rule },
+    AddSet {
+        table: &'a Table,
+        name: &'a str,
+        id: u32,
+        key_type: KeyType,
+    },
+    AddElements {
+        table: &'a Table,
+        set: &'a str,
+        elements: Vec<&'a Key>,
+    },
+    DeleteElements {
+        table: &'a Table,
+        set: &'a str,
+        elements: Vec<&'a Key>,
+    },
+    AddChain {
+        table: &'a Table,
+        chain: &'a Chain,
+    },
+    AddRule {
+        table: &'a Table,
+        chain: &'a str,
+        rule: &'a Rule,
+    },
 }
 
 /// What turns `old` into `new`; all of `new` from nothing if what is there is not known. Empty if nothing changes.
@@ -119,9 +142,12 @@ pub(in crate::network) enum Operation<'a> {
 /// A change of set elements alone, which is what every attached or detached interface makes, touches only those.
 pub(in crate::network) fn transaction<'a>(old: Option<&'a Ruleset>, new: &'a Ruleset) -> Vec<Operation<'a>> {
     match old {
-        Some(old) if same_but_for_elements(old, new) => {
-            old.tables.iter().zip(&new.tables).flat_map(|(old, new)| element_changes(old, new)).collect()
-        }
+        Some(old) if same_but_for_elements(old, new) => old
+            .tables
+            .iter()
+            .zip(&new.tables)
+            .flat_map(|(old, new)| element_changes(old, new))
+            .collect(),
         _ => new.tables.iter().flat_map(replacement).collect(),
     }
 }
@@ -134,12 +160,17 @@ pub(in crate::network) fn removal(ruleset: &Ruleset) -> Vec<Operation<'_>> {
 fn same_but_for_elements(old: &Ruleset, new: &Ruleset) -> bool {
     let same_sets = |a: &Table, b: &Table| {
         a.sets.len() == b.sets.len()
-            && a.sets.iter().zip(&b.sets).all(|((x, s), (y, t))| x == y && s.key_type == t.key_type)
+            && a.sets
+                .iter()
+                .zip(&b.sets)
+                .all(|((x, s), (y, t))| x == y && s.key_type == t.key_type)
     };
     old.tables.len() == new.tables.len()
-        && old.tables.iter().zip(&new.tables).all(|(a, b)| {
-            a.family == b.family && a.name == b.name && a.chains == b.chains && same_sets(a, b)
-        })
+        && old
+            .tables
+            .iter()
+            .zip(&new.tables)
+            .all(|(a, b)| a.family == b.family && a.name == b.name && a.chains == b.chains && same_sets(a, b))
 }
 
 fn element_changes<'a>(old: &'a Table, new: &'a Table) -> Vec<Operation<'a>> {
@@ -147,8 +178,16 @@ fn element_changes<'a>(old: &'a Table, new: &'a Table) -> Vec<Operation<'a>> {
     for ((name, before), after) in old.sets.iter().zip(new.sets.values()) {
         let gone: Vec<_> = before.elements.difference(&after.elements).collect();
         let come: Vec<_> = after.elements.difference(&before.elements).collect();
-        operations.extend(pieces(&gone).map(|elements| Operation::DeleteElements { table: new, set: name, elements }));
-        operations.extend(pieces(&come).map(|elements| Operation::AddElements { table: new, set: name, elements }));
+        operations.extend(pieces(&gone).map(|elements| Operation::DeleteElements {
+            table: new,
+            set: name,
+            elements,
+        }));
+        operations.extend(pieces(&come).map(|elements| Operation::AddElements {
+            table: new,
+            set: name,
+            elements,
+        }));
     }
     operations
 }
@@ -159,20 +198,41 @@ fn pieces<'a, 'b>(elements: &'b [&'a Key]) -> impl Iterator<Item = Vec<&'a Key>>
 
 /// Deleting a table that is not there is an error; adding one that is there is none.
 fn clearing(table: &Table) -> [Operation<'_>; 2] {
-    [Operation::AddTable(table.family, &table.name), Operation::DeleteTable(table.family, &table.name)]
+    [
+        Operation::AddTable(table.family, &table.name),
+        Operation::DeleteTable(table.family, &table.name),
+    ]
 }
 
 fn replacement(table: &Table) -> Vec<Operation<'_>> {
     let mut operations = clearing(table).to_vec();
     operations.push(Operation::AddTable(table.family, &table.name));
     for ((name, set), id) in table.sets.iter().zip(1..) {
-        operations.push(Operation::AddSet { table, name, id, key_type: set.key_type });
+        operations.push(Operation::AddSet {
+            table,
+            name,
+            id,
+            key_type: set.key_type,
+        });
         let elements: Vec<_> = set.elements.iter().collect();
-        operations.extend(pieces(&elements).map(|elements| Operation::AddElements { table, set: name, elements }));
+        operations.extend(pieces(&elements).map(|elements| Operation::AddElements {
+            table,
+            set: name,
+            elements,
+        }));
     }
-    operations.extend(table.chains.iter().map(|chain| Operation::AddChain { table, chain }));
+    operations.extend(
+        table
+            .chains
+            .iter()
+            .map(|chain| Operation::AddChain { table, chain }),
+    );
     for chain in &table.chains {
-        operations.extend(chain.rules.iter().map(|rule| Operation::AddRule { table, chain: &chain.name, rule }));
+        operations.extend(chain.rules.iter().map(|rule| Operation::AddRule {
+            table,
+            chain: &chain.name,
+            rule,
+        }));
     }
     operations
 }
@@ -183,14 +243,26 @@ impl Operation<'_> {
         match self {
             Self::AddTable(family, name) => format!("add table {family:?} {name}"),
             Self::DeleteTable(family, name) => format!("delete table {family:?} {name}"),
-            Self::AddSet { table, name, .. } => format!("add set {name} to table {:?} {}", table.family, table.name),
-            Self::AddElements { set, elements, .. } => format!("add {} elements to set {set}", elements.len()),
-            Self::DeleteElements { set, elements, .. } => format!("delete {} elements of set {set}", elements.len()),
+            Self::AddSet { table, name, .. } => {
+                format!("add set {name} to table {:?} {}", table.family, table.name)
+            }
+            Self::AddElements { set, elements, .. } => {
+                format!("add {} elements to set {set}", elements.len())
+            }
+            Self::DeleteElements { set, elements, .. } => {
+                format!("delete {} elements of set {set}", elements.len())
+            }
             Self::AddChain { table, chain } => {
-                format!("add chain {} to table {:?} {}", chain.name, table.family, table.name)
+                format!(
+                    "add chain {} to table {:?} {}",
+                    chain.name, table.family, table.name
+                )
             }
             Self::AddRule { table, chain, .. } => {
-                format!("add a rule to chain {chain} of table {:?} {}", table.family, table.name)
+                format!(
+                    "add a rule to chain {chain} of table {:?} {}",
+                    table.family, table.name
+                )
             }
         }
     }
@@ -211,14 +283,21 @@ impl Operation<'_> {
             Self::AddRule { table, .. } => (6, CREATE | APPEND, table.family),
         };
         let flags = REQUEST | flags | if acknowledge { ACKNOWLEDGE } else { 0 };
-        writer.message(SUBSYSTEM | kind, flags, sequence, family as u8, 0, |writer| self.write_body(writer));
+        writer.message(SUBSYSTEM | kind, flags, sequence, family as u8, 0, |writer| {
+            self.write_body(writer)
+        });
     }
 
     fn write_body(&self, writer: &mut Writer) {
         const LIST_ELEMENT: u16 = 1;
         match self {
             Self::AddTable(_, name) | Self::DeleteTable(_, name) => writer.text(1, name),
-            Self::AddSet { table, name, id, key_type } => {
+            Self::AddSet {
+                table,
+                name,
+                id,
+                key_type,
+            } => {
                 let (len, kind) = key_type.len_and_type();
                 writer.text(1, &table.name);
                 writer.text(2, name);

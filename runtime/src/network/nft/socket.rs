@@ -59,7 +59,11 @@ impl NftSocket {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
             socket.set_cap_ack(true)?;
-            setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_S, 0))?;
+            setsockopt(
+                &socket.as_fd(),
+                sockopt::ReceiveTimeout,
+                &TimeVal::new(ANSWER_TIMEOUT_S, 0),
+            )?;
             // Without the privilege to go over the system's limit, the limit bounds a transaction.
             if setsockopt(&socket.as_fd(), sockopt::SndBufForce, &SEND_BUFFER_BYTES).is_err() {
                 setsockopt(&socket.as_fd(), sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
@@ -67,7 +71,12 @@ impl NftSocket {
             Ok(socket)
         };
         let socket = open().map_err(NftError::Open)?;
-        Ok(Self { inner: Mutex::new(Inner { socket, next_sequence: 1 }) })
+        Ok(Self {
+            inner: Mutex::new(Inner {
+                socket,
+                next_sequence: 1,
+            }),
+        })
     }
 
     /// Does all of the operations or none of them. Waits for the kernel.
@@ -75,7 +84,10 @@ impl NftSocket {
         if operations.is_empty() {
             return Ok(());
         }
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).commit(operations)
+        self.inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .commit(operations)
     }
 }
 
@@ -103,7 +115,10 @@ impl Inner {
         let batch = writer.finish();
         self.socket
             .send_to(&batch, &SocketAddr::new(0, 0), 0)
-            .map_err(|source| NftError::Send { bytes: batch.len(), source })?;
+            .map_err(|source| NftError::Send {
+                bytes: batch.len(),
+                source,
+            })?;
         self.await_answer(begin, last, operations)
     }
 
@@ -134,5 +149,8 @@ fn refusal(errno: i32, place: u32, operations: &[Operation<'_>]) -> NftError {
         return NftError::NoBridgeConntrack;
     }
     let operation = operation.map_or_else(|| "commit the transaction".to_owned(), Operation::describe);
-    NftError::Refused { operation, source: io::Error::from_raw_os_error(errno) }
+    NftError::Refused {
+        operation,
+        source: io::Error::from_raw_os_error(errno),
+    }
 }

@@ -94,13 +94,13 @@ pub fn map_registers(vm: &VmFd, pages: &RegisterPages) -> Result<(), VmError> {
     })
 }
 
-/// Sends a non-maskable interrupt to the first vCPU, as a message to its local APIC.
-pub fn inject_nmi(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+/// Sends a non-maskable interrupt to the first vCPU, as a message to its local APIC. Returns whether it was taken.
+pub fn inject_nmi(vm: &VmFd) -> Result<bool, kvm_ioctls::Error> {
     const DELIVERY_NMI: u32 = 4 << 8;
     let message = kvm_msi {
         address_lo: layout::LOCAL_APIC,
         data: DELIVERY_NMI,
         ..Default::default()
     };
-    vm.signal_msi(message).map(drop)
+    Ok(vm.signal_msi(message)? > 0)
 }

@@ -211,8 +211,17 @@ impl Guest {
 
     /// A connection from the guest, accepted, and the host's end of it.
     pub(super) fn connect(&mut self, guest_port: u32, host_port: u32) -> UnixStream {
+        self.connect_with(guest_port, host_port, ROOM)
+    }
+
+    /// The same from a guest with less room, or more.
+    pub(super) fn connect_with(&mut self, guest_port: u32, host_port: u32, credit: Credit) -> UnixStream {
         let accepted = self.listen();
-        self.send(Op::Request, guest_port, host_port);
+        let request = Header {
+            credit,
+            ..Self::header(Op::Request, guest_port, host_port)
+        };
+        self.send_raw(&request, &[]);
         self.expect(Op::Response, guest_port, host_port);
         let (port, socket) = accepted.recv_timeout(Duration::from_secs(5)).unwrap();
         assert_eq!(port, host_port);

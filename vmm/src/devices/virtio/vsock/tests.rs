@@ -274,9 +274,14 @@ fn ten_megabytes_each_way_arrive_whole_and_in_order() {
     const TOTAL: usize = 10 << 20;
     const GUEST_BUFFER: u32 = 96 * 1024;
     let mut guest = Guest::new();
-    let host = guest.connect(5000, 1024);
+    let room = Credit {
+        buf_alloc: GUEST_BUFFER,
+        fwd_cnt: 0,
+    };
+    let host = guest.connect_with(5000, 1024, room);
+    // `host` itself stays open until the guest has everything, so that no end of the connection comes in between.
     let mut host_reads = host.try_clone().unwrap();
-    let mut host_writes = host;
+    let mut host_writes = host.try_clone().unwrap();
     let writer = std::thread::spawn(move || {
         let mut random = Random(1);
         let mut written = 0;

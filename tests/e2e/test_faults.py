@@ -1,0 +1,161 @@
+"""What breaks under a task ends that task, soon and with the reason; nothing else is touched."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import host
+import images as oci
+import product
+import pytest
+from registry import Registry, free_port
+from tasks import container, task_id
+
+# From the death of a machine to STOPPED.
+NOTICE_SECONDS = 2
+GIB = 1 << 30
+
+
+def assert_never_ran(task, *cause):
+    """The pull failed, and the reason names the cause."""
+    reason = task["stoppedReason"]
+    assert reason.startswith("CannotPullContainerError"), reason
+    assert any(text in reason.lower() for text in cause), reason
+    assert task["stopCode"] == "TaskFailedToStart"
+    assert "startedAt" not in task
+    assert "exitCode" not in container(task)
+
+
+@pytest.fixture
+def victim(images, tasks):
+    """A running task, about to lose its machine, and one beside it."""
+    definition = tasks.define(images.busybox, "echo up; sleep 3600", stopTimeout=2)
+    victim, other = (tasks.wait(task, "RUNNING") for task in tasks.run(definition, count=2))
+    tasks.wait_for_output(victim, "up")
+    yield victim
+    assert tasks.describe(other)["lastStatus"] == "RUNNING"
+
+
+def assert_stopped_soon(tasks, victim, died_at):
+    ended = tasks.wait(victim, "STOPPED", seconds=60)
+    assert ended["stoppedReason"]
+    assert ended["stoppedAt"].timestamp() - died_at <= NOTICE_SECONDS, ended
+    assert not (host.CGROUP / task_id(victim)).exists()
+    return ended
+
+
+def test_task_stops_when_its_machine_is_killed(tasks, victim):
+    machine = host.machine_of(task_id(victim))
+    died_at = time.time()
+    os.kill(machine, signal.SIGKILL)
+    assert_stopped_soon(tasks, victim, died_at)
+
+
+def test_task_stops_when_its_kernel_panics(running, tasks, victim):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.settimeout(30)
+        control.connect(str(running.data_dir / "machines" / task_id(victim) / "control.sock"))
+        died_at = time.time()
+        control.send(json.dumps({"id": 1, "command": "nmi"}).encode())
+        assert json.loads(control.recv(64 * 1024))["outcome"] == "done"
+        assert_stopped_soon(tasks, victim, died_at)
+
+
+def test_registry_that_is_down_is_named(tasks):
+    address = f"127.0.0.1:{free_port()}"
+    assert_never_ran(tasks.finish(f"{address}/busybox:latest"), address)
+
+
+def test_registry_that_goes_down_is_no_matter_for_an_image_that_is_here(running, tasks):
+    registry = Registry().start()
+    running.stop()
+    try:
+        own = oci.Images(registry)
+        running.arguments.append(f"--insecure-registry={registry.host}")
+        running.start()
+        image = own.busybox.replace(":latest", f"@{own.digests['busybox']}")
+        assert container(tasks.finish(image, "true"))["exitCode"] == 0
+        registry.stop()
+        assert container(tasks.finish(image, "true"))["exitCode"] == 0
+    finally:
+        registry.stop()
+
+
+def test_unknown_image_is_named(images, tasks):
+    task = tasks.finish(f"{images.registry.host}/no-such-image:latest")
+    assert_never_ran(task, "manifest unknown", "not found")
+    assert "no-such-image" in task["stoppedReason"]
+
+
+def test_blob_with_a_wrong_digest_is_refused(images, registry, tasks):
+    layer = oci.Entries().file("data", os.urandom(4096)).layer()
+    image = images.hostile("wrong-digest", layer)
+    blob = registry.blob(oci.sha256(layer.blob))
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+    assert_never_ran(tasks.finish(image), "digest")
+
+
+def test_layer_that_climbs_out_is_refused(images, tasks):
+    target = product.SCRATCH / "escaped-by-dots"
+    assert_never_ran(tasks.finish(images.hostile("dots", oci.dotdot_layer(target))), "..")
+    assert not target.exists()
+
+
+def test_layer_that_steals_a_file_of_the_host_is_refused(images, tasks):
+    secret = product.SCRATCH / "secret"
+    secret.write_text("secret")
+    assert_never_ran(tasks.finish(images.hostile("hardlink", oci.hardlink_layer(secret))), "stolen", "link")
+    assert secret.stat().st_nlink == 1
+
+
+def test_layer_that_writes_through_a_link_stays_in_its_image(images, tasks):
+    target = product.SCRATCH / "escaped-by-link"
+    target.mkdir()
+    # Within the image the link leads to the image's own folder of that name: that is where the file may be.
+    task = tasks.finish(images.hostile("symlink", oci.symlink_layer(target)), f"cat {target}/escaped")
+    assert list(target.iterdir()) == []
+    if "exitCode" in container(task):
+        assert tasks.output(task, follow=True) == b"escaped"
+    else:
+        assert_never_ran(task, "way-out", "link")
+
+
+def test_layer_that_unpacks_beyond_the_disk_is_refused(running, images, tasks):
+    image = images.hostile("bomb", oci.bomb_layer(30 * GIB))
+    before = _used(running.data_dir)
+    assert_never_ran(tasks.finish(image), "larger than", "disk")
+    assert _used(running.data_dir) - before < GIB
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param("mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3", id="absent"),
+        pytest.param("mount --bind /dev/null /dev/kvm", id="no-kvm-device"),
+    ],
+)
+def test_host_without_kvm_is_told_in_one_sentence(mask):
+    data = product.SCRATCH / "never-made"
+    serve = f"{mask} && exec {product.BERTH} serve --data-dir {data} --listen 127.0.0.1:0"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", serve],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("berth: ") and "/dev/kvm" in line
+    assert not data.exists()
+
+
+def _used(path):
+    stat = os.statvfs(path)
+    return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
