@@ -146,7 +146,7 @@ fn emulator(
     let modules = utf8(&image.modules)?;
     let inside = workspace::root().join("lab/inside.sh");
     let cmdline = format!(
-        "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off apparmor=0 audit=0 nowatchdog random.trust_cpu=on \
+        "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off apparmor=0 audit=0 nowatchdog random.trust_cpu=on \
          net.ifnames=0 berth.lab={} berth.inside={} berth.results={} berth.modules={modules}",
         utf8(&folder.path)?,
         utf8(&inside)?,

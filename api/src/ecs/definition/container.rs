@@ -1,11 +1,11 @@
 //! Whether one container of a task definition can be registered. Pure.
 
+use super::log_driver;
 use super::validate::{not_on_fargate, refuse, unsupported, unsupported_value};
 use crate::arn::is_name;
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{
-    ContainerShape, KeyValue, LinuxParameters, LogConfigurationShape, PortMappingShape,
-    RegisterTaskDefinition, UlimitShape,
+    ContainerShape, KeyValue, LinuxParameters, PortMappingShape, RegisterTaskDefinition, UlimitShape,
 };
 
 /// Linux capabilities that a container has by default or that can be named to be dropped.
@@ -53,15 +53,6 @@ const CAPABILITIES: &[&str] = &[
 const MIN_MEMORY_MIB: i32 = 6;
 const MAX_OPEN_FILES: i32 = 1_048_576;
 const MAX_IMAGE_BYTES: usize = 1024;
-/// Options of the awslogs driver that change nothing here or are honoured.
-const LOG_OPTIONS: [&str; 6] = [
-    "awslogs-create-group",
-    "awslogs-group",
-    "awslogs-region",
-    "awslogs-stream-prefix",
-    "max-buffer-size",
-    "mode",
-];
 
 /// What a container's rules look at beyond the container.
 pub(super) struct Task<'a> {
@@ -103,7 +94,7 @@ pub(super) fn errors(container: &ContainerShape, task: &Task<'_>, errors: &mut V
         linux_parameters(linux, errors);
     }
     if let Some(log) = &container.log_configuration {
-        log_configuration(log, task, errors);
+        log_driver::errors(log, task, errors);
     }
 }
 
@@ -393,72 +384,4 @@ fn linux_parameters(linux: &LinuxParameters, errors: &mut Vec<String>) {
             ));
         }
     }
-}
-
-fn log_configuration(log: &LogConfigurationShape, task: &Task<'_>, errors: &mut Vec<String>) {
-    match log.log_driver.as_deref().unwrap_or_default() {
-        "awslogs" => {}
-        other @ ("splunk" | "awsfirelens") => return errors.push(unsupported_value("logDriver", other)),
-        other => {
-            return errors.push(format!(
-                "{other} is not a valid log driver. Must be one of [awslogs,splunk,awsfirelens]"
-            ));
-        }
-    }
-    let option = |name: &str| {
-        log.options
-            .as_ref()
-            .and_then(|options| options.get(name))
-            .filter(|value| !value.is_empty())
-    };
-    let missing: Vec<&str> = ["awslogs-group", "awslogs-region"]
-        .into_iter()
-        .filter(|name| option(name).is_none())
-        .collect();
-    if !missing.is_empty() {
-        errors.push(format!(
-            "Log driver awslogs requires options: {}",
-            missing.join(", ")
-        ));
-    }
-    if option("awslogs-stream-prefix").is_none() {
-        errors.push(
-            "Fargate requires log configuration options to include awslogs-stream-prefix to support log driver \
-             awslogs."
-                .to_owned(),
-        );
-    }
-    if task
-        .input
-        .execution_role_arn
-        .as_deref()
-        .unwrap_or_default()
-        .is_empty()
-    {
-        errors.push(
-            "Fargate requires task definition to have execution role ARN to support log driver awslogs."
-                .to_owned(),
-        );
-    }
-    if let Some(region) = option("awslogs-region").filter(|region| *region != task.region) {
-        errors.push(format!(
-            "Berth keeps logs in its own region '{}', so it does not support 'awslogs-region' with the value \
-             '{region}'.",
-            task.region
-        ));
-    }
-    if option("awslogs-group").is_some_and(|group| !crate::logs::is_group_name(group)) {
-        errors.push(
-            "Invalid 'awslogs-group': a name has 1 to 512 of the characters a-z A-Z 0-9 _ - / . #".to_owned(),
-        );
-    }
-    if option("awslogs-stream-prefix").is_some_and(|prefix| !crate::logs::is_stream_name(prefix)) {
-        errors.push("Invalid 'awslogs-stream-prefix': it must not contain ':' or '*'.".to_owned());
-    }
-    for name in log.options.iter().flat_map(|options| options.keys()) {
-        if !LOG_OPTIONS.contains(&name.as_str()) {
-            errors.push(unsupported(name));
-        }
-    }
-    refuse(&[("secretOptions", &log.secret_options)], errors);
 }

@@ -3,6 +3,7 @@
 mod container;
 mod decode;
 pub(crate) mod encode;
+mod log_driver;
 pub(crate) mod size;
 #[cfg(test)]
 mod tests;
