@@ -1,6 +1,7 @@
 """The daemon as a process, and the clients that talk to it: boto3, the aws CLI, the berth CLI, raw requests."""
 
 import configparser
+import functools
 import os
 import queue
 import shutil
@@ -99,7 +100,9 @@ class Daemon:
         profile.read(self.data_dir / "credentials")
         return profile["default"]["aws_access_key_id"], profile["default"]["aws_secret_access_key"]
 
+    @functools.cache
     def client(self, service, retries=3):
+        """A boto3 client; made once, since the emulated lab needs many seconds to read its model."""
         access, secret = self.keys
         return boto3.session.Session().client(
             service,

@@ -22,6 +22,7 @@ import time
 
 HOST_PORT = 1024
 GUEST_CID = 42
+SESSION = "between host and init"
 VERSION = 1
 TIMEOUT = 90
 MIB = 1024 * 1024
@@ -207,6 +208,7 @@ def container(name, *argv, **more):
 def task(*containers, pids=256):
     return {
         "task_id": "0123456789abcdef",
+        "session": SESSION,
         "hostname": "ip-10-0-2-15",
         "network": {
             "address": "10.0.2.15",
@@ -337,7 +339,7 @@ def inspect(host):
 
 def first_machine(folder, vmlinux, initrd, image, data):
     host = Host(folder, vmlinux, initrd, image)
-    check("hello names the version and no task", (host.hello["version"], host.hello["has_task"]) == (VERSION, False))
+    check("hello names the version and no task", (host.hello["version"], host.hello["session"]) == (VERSION, None))
     print(f"     ready after {host.hello['ready_ms']} ms", flush=True)
     host.send(
         {
@@ -451,7 +453,7 @@ def first_machine(folder, vmlinux, initrd, image, data):
     check("a second task is refused", host.errors == ["there is a task already"], host.errors)
     host.drop()
     names = {status["name"]: status["state"] for status in host.hello["containers"]}
-    check("a new connection tells everything again", host.hello["has_task"] and names["exit"] == "exited" and len(names) == 19, names)
+    check("a new connection tells everything again", host.hello["session"] == SESSION and names["exit"] == "exited" and len(names) == 19, names)
     host.power_off()
 
 
@@ -507,7 +509,7 @@ def second_machine(folder, vmlinux, initrd, image, data):
     host.connection.sendall(struct.pack("<I", 0))
     host.connection.recv(1)
     host.drop()
-    check("after garbage the guest comes back", host.hello["has_task"], host.hello)
+    check("after garbage the guest comes back", host.hello["session"] == SESSION, host.hello)
     host.power_off()
 
 

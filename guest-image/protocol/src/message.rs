@@ -40,8 +40,9 @@ pub enum ToHost {
         init_version: String,
         /// Milliseconds from the guest's boot to `berth-init` being ready.
         ready_ms: u64,
-        /// Whether a task was given already.
-        has_task: bool,
+        /// The session of the task that it was given; none before that. Any process of a container can connect to the
+        /// host as well, but knows no session.
+        session: Option<String>,
         containers: Vec<ContainerStatus>,
     },
     /// A container changed its state.
@@ -103,6 +104,8 @@ pub enum ContainerState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
     pub task_id: String,
+    /// A secret of host and `berth-init`, repeated in every later `Hello` of the guest.
+    pub session: String,
     pub hostname: String,
     pub network: Option<NetworkSpec>,
     /// Cap of all containers together, in bytes (`memory.max` of the parent cgroup).

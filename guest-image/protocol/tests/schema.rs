@@ -47,6 +47,7 @@ fn to_guest() -> Vec<ToGuest> {
 fn task() -> TaskSpec {
     TaskSpec {
         task_id: "0123456789abcdef".into(),
+        session: "s3cret".into(),
         hostname: "ip-10-0-0-5".into(),
         network: Some(NetworkSpec {
             address: Ipv4Addr::new(10, 0, 0, 5),
@@ -101,7 +102,7 @@ fn to_host() -> Vec<ToHost> {
             version: 1,
             init_version: "0.1.0".into(),
             ready_ms: 120,
-            has_task: true,
+            session: Some("s3cret".into()),
             containers: vec![running, exited],
         },
         ToHost::Container {

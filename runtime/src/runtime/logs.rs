@@ -10,6 +10,9 @@ use crate::model::task::{ContainerStatus, Task, TaskId, TaskStatus};
 use crate::state::keys;
 use crate::store::Record;
 
+/// Most events of one answer: a guest may write empty lines, which have no bytes to count.
+const MAX_OUTPUT_EVENTS: usize = 10_000;
+
 impl Runtime {
     /// By name.
     pub async fn log_groups(&self) -> Result<Vec<LogGroup>, RuntimeError> {
@@ -63,8 +66,14 @@ impl Runtime {
         let context = &self.shared.context;
         let deadline = tokio::time::Instant::now() + wait;
         let path = context.outputs.path(task, container);
-        let query =
-            LogQuery { position: Some(position), forward: true, start: None, end: None, limit: usize::MAX, max_bytes };
+        let query = LogQuery {
+            position: Some(position),
+            forward: true,
+            start: None,
+            end: None,
+            limit: MAX_OUTPUT_EVENTS,
+            max_bytes,
+        };
         loop {
             let revision = context.records.store().revision().await?;
             let mut changes = context.records.store().watch(&keys::task(task), revision).await?;

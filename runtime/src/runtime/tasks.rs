@@ -47,7 +47,9 @@ impl Runtime {
     pub async fn run_task(&self, request: RunTask) -> Result<Vec<Task>, RuntimeError> {
         let _admission = self.shared.admission.lock().await;
         self.active_cluster(&request.cluster).await?;
-        if let Some(tasks) = self.tasks_of_token(&request).await? {
+        if let Some((token, digest)) = &request.client_token
+            && let Some(tasks) = self.tasks_of_token(&request.cluster, token, digest).await?
+        {
             return Ok(tasks);
         }
         let definition = self.definition(&request.definition.family, Some(request.definition.revision)).await?;
@@ -69,11 +71,34 @@ impl Runtime {
             tasks.push(self.new_task(&request, &definition, &place, address));
         }
         self.check_memory(&tasks).await?;
-        let revision = self.shared.context.records.commit(self.creation(&request, &definition, &tasks)?).await?;
+        let new_groups = self.missing_log_groups(&definition).await?;
+        let revision = self.shared.context.records.commit(self.creation(&request, new_groups, &tasks)?).await?;
         for task in &tasks {
             self.supervise(Record { value: task.clone(), revision }, false);
         }
         Ok(tasks)
+    }
+
+    /// The tasks that a client token has made already; none if it was not used. Another request's token is refused.
+    pub async fn tasks_of_token(
+        &self,
+        cluster: &str,
+        token: &str,
+        request_digest: &str,
+    ) -> Result<Option<Vec<Task>>, RuntimeError> {
+        let key = keys::client_token(cluster, token);
+        let used: Option<Record<UsedToken>> = self.shared.context.records.get(&key).await?;
+        let Some(used) = used.map(|record| record.value) else { return Ok(None) };
+        let mut tasks = Vec::new();
+        for id in &used.tasks {
+            match self.task(id).await {
+                Ok(task) => tasks.push(task),
+                // Stopped long ago, and forgotten.
+                Err(RuntimeError::TaskNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if used.request_digest == request_digest { Ok(Some(tasks)) } else { Err(RuntimeError::TokenConflict(tasks)) }
     }
 
     /// Idempotent; returns the task as it is just after.
@@ -124,21 +149,16 @@ impl Runtime {
         pulls.get(id).copied()
     }
 
-    async fn tasks_of_token(&self, request: &RunTask) -> Result<Option<Vec<Task>>, RuntimeError> {
-        let Some((token, digest)) = &request.client_token else { return Ok(None) };
-        let key = keys::client_token(&request.cluster, token);
-        let used: Option<Record<UsedToken>> = self.shared.context.records.get(&key).await?;
-        let Some(used) = used.map(|record| record.value) else { return Ok(None) };
-        let mut tasks = Vec::new();
-        for id in &used.tasks {
-            match self.task(id).await {
-                Ok(task) => tasks.push(task),
-                // Stopped long ago, and forgotten.
-                Err(RuntimeError::TaskNotFound(_)) => {}
-                Err(error) => return Err(error),
+    /// The log groups that the definition names and that do not exist.
+    async fn missing_log_groups(&self, definition: &TaskDefinition) -> Result<BTreeSet<String>, RuntimeError> {
+        let mut missing = BTreeSet::new();
+        for log in definition.spec.containers.iter().filter_map(|container| container.log.as_ref()) {
+            let found: Option<Record<LogGroup>> = self.shared.context.records.get(&keys::log_group(&log.group)).await?;
+            if found.is_none() {
+                missing.insert(log.group.clone());
             }
         }
-        if used.request_digest == *digest { Ok(Some(tasks)) } else { Err(RuntimeError::TokenConflict(tasks)) }
+        Ok(missing)
     }
 
     async fn place(&self, request: &RunTask) -> Result<Place, RuntimeError> {
@@ -241,7 +261,7 @@ impl Runtime {
     fn creation(
         &self,
         request: &RunTask,
-        definition: &TaskDefinition,
+        new_groups: BTreeSet<String>,
         tasks: &[Task],
     ) -> Result<Transaction, RuntimeError> {
         let now = self.shared.context.clock.now();
@@ -262,11 +282,8 @@ impl Runtime {
                 transaction = transaction.put(keys::log_stream(&log.group, &log.stream), &stream)?;
             }
         }
-        let groups: BTreeSet<&str> =
-            definition.spec.containers.iter().filter_map(|container| Some(container.log.as_ref()?.group.as_str())).collect();
-        for name in groups {
-            let group = LogGroup { name: name.to_owned(), created_at: now };
-            transaction = transaction.put(keys::log_group(name), &group)?;
+        for name in new_groups {
+            transaction = transaction.create(keys::log_group(&name), &LogGroup { name: name.clone(), created_at: now })?;
         }
         if let Some((token, digest)) = &request.client_token {
             let used = UsedToken {

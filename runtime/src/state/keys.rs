@@ -41,9 +41,9 @@ pub fn task(id: &TaskId) -> String {
 pub fn ledger(id: &TaskId) -> String {
     format!("{LEDGER}{id}")
 }
-/// The images that were pulled for a task.
-pub fn pulled(id: &TaskId) -> String {
-    format!("pulled/{id}")
+/// What was settled before the task's machine was started.
+pub fn prepared(id: &TaskId) -> String {
+    format!("prepared/{id}")
 }
 pub fn vpc(id: &str) -> String {
     format!("{VPCS}{id}")

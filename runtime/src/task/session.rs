@@ -45,11 +45,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// `task` is handed to a guest that has none yet. `writers` holds one per container, by name. Events go to `events`,
-    /// the last of which is `MachineEnded`.
+    /// With `hand_over`, a guest that has no task yet is given `task`. `writers` holds one per container, by name.
+    /// Events go to `events`, the last of which is `MachineEnded`.
     pub fn start(
         machine: Arc<dyn Machine>,
-        task: Option<TaskSpec>,
+        task: TaskSpec,
+        hand_over: bool,
         writers: BTreeMap<String, OutputWriter>,
         clock: Arc<dyn Clock>,
         events: mpsc::UnboundedSender<Event>,
@@ -58,7 +59,7 @@ impl Session {
         let (ended, containers_ended) = watch::channel(false);
         let containers = writers.into_iter().map(|(name, writer)| (name, Container::new(writer))).collect();
         let mut worker =
-            Worker { task, containers, clock, events: events.clone(), wanted: wanted_rx, ended };
+            Worker { task, hand_over, containers, clock, events: events.clone(), wanted: wanted_rx, ended };
         let of = Arc::clone(&machine);
         let running = tokio::spawn(async move {
             let end = tokio::select! {
@@ -117,7 +118,8 @@ impl Container {
 }
 
 struct Worker {
-    task: Option<TaskSpec>,
+    task: TaskSpec,
+    hand_over: bool,
     containers: BTreeMap<String, Container>,
     clock: Arc<dyn Clock>,
     events: mpsc::UnboundedSender<Event>,
@@ -134,6 +136,8 @@ enum Broken {
     Frame(#[from] berth_protocol::frame::FrameError),
     #[error("the guest did not say hello in time")]
     Silent,
+    #[error("it is not the guest's init that connects")]
+    Stranger,
     #[error("the guest speaks protocol version {0}, not {version}", version = berth_protocol::PROTOCOL_VERSION)]
     Version(u32),
     #[error("the guest broke the protocol: {0}")]
@@ -162,9 +166,9 @@ impl Worker {
         let mut buffer = vec![0; READ_BYTES];
         self.say_hello(stream).await?;
         let hello = tokio::time::timeout(HELLO_TIMEOUT, read_hello(stream, &mut decoder, &mut buffer));
-        let has_task = self.hear_hello(hello.await.map_err(|_| Broken::Silent)??).await?;
-        if !has_task && let Some(task) = self.task.clone() {
-            send(stream, &ToGuest::Run { task: Box::new(task) }).await?;
+        let has_task = self.hear_hello(hello.await.map_err(|_| Broken::Silent)??)?;
+        if !has_task {
+            send(stream, &ToGuest::Run { task: Box::new(self.task.clone()) }).await?;
         }
         let mut said = Wanted::default();
         loop {
@@ -198,17 +202,27 @@ impl Worker {
         send(stream, &ToGuest::Hello { version: berth_protocol::PROTOCOL_VERSION, outputs }).await
     }
 
-    async fn hear_hello(&mut self, hello: ToHost) -> Result<bool, Broken> {
-        let ToHost::Hello { version, has_task, containers, .. } = hello else {
+    /// Whether the guest has its task. Any process in the guest can connect; only its init knows the session.
+    fn hear_hello(&mut self, hello: ToHost) -> Result<bool, Broken> {
+        let ToHost::Hello { version, session, containers, .. } = hello else {
             return Err(Broken::Protocol("its first message is not a hello".to_owned()));
         };
         if version != berth_protocol::PROTOCOL_VERSION {
             return Err(Broken::Version(version));
         }
+        let fresh = session.is_none() && self.hand_over;
+        if !fresh && session.as_ref() != Some(&self.task.session) {
+            return Err(Broken::Stranger);
+        }
+        // A guest is given its task once.
+        self.hand_over = false;
+        if fresh {
+            return Ok(false);
+        }
         for status in containers {
             self.hear_status(status)?;
         }
-        Ok(has_task)
+        Ok(true)
     }
 
     async fn say_wanted(

@@ -177,13 +177,14 @@ impl Machine for SimulatedMachine {
 struct Guest {
     script: Script,
     container: Option<String>,
+    session: Option<String>,
     state: Option<ContainerState>,
     acknowledged: usize,
 }
 
 impl Guest {
     fn new(script: Script) -> Guest {
-        Guest { script, container: None, state: None, acknowledged: 0 }
+        Guest { script, container: None, session: None, state: None, acknowledged: 0 }
     }
 
     /// Until it is told to power off.
@@ -223,7 +224,7 @@ impl Guest {
             version: berth_protocol::PROTOCOL_VERSION,
             init_version: "simulated".into(),
             ready_ms: 1,
-            has_task: self.container.is_some(),
+            session: self.session.clone(),
             containers: self.statuses(),
         };
         say(&mut stream, &hello).await?;
@@ -239,6 +240,7 @@ impl Guest {
                     }
                     ToGuest::Run { task } => {
                         self.container = Some(task.containers[0].name.clone());
+                        self.session = Some(task.session.clone());
                         self.change(&mut stream, ContainerState::Running { pid: 1, started_at_ms: 0 }).await?;
                         self.send_output(&mut stream).await?;
                         if let Some(code) = self.script.exit_code {

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use berth_protocol::message::{ContainerSpec, NetworkSpec, TaskSpec};
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 use super::host::PulledImage;
 use crate::model::definition::{ContainerDefinition, DefinitionSpec};
@@ -30,17 +31,26 @@ pub struct NetworkFacts {
     pub mtu: u16,
 }
 
-/// `images` holds one image for each container, in order. The error is one line for `stoppedReason`.
+/// What is settled once the images are here, and kept until the task has stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// One for each container, in order.
+    pub images: Vec<PulledImage>,
+    /// What the guest's init shows on every connection, so that none of its containers can speak for it.
+    pub session: String,
+}
+
+/// The error is one line for `stoppedReason`.
 pub fn task_spec(
     task: &Task,
     definition: &DefinitionSpec,
-    images: &[PulledImage],
+    prepared: &Prepared,
     network: &NetworkFacts,
 ) -> Result<TaskSpec, String> {
     let containers = definition
         .containers
         .iter()
-        .zip(images)
+        .zip(&prepared.images)
         .enumerate()
         .map(|(index, (container, image))| {
             let chosen = task.overrides.containers.iter().find(|chosen| chosen.name == container.name);
@@ -50,6 +60,7 @@ pub fn task_spec(
     let hostname = format!("ip-{}", task.eni.address.to_string().replace('.', "-"));
     Ok(TaskSpec {
         task_id: task.id.to_string(),
+        session: prepared.session.clone(),
         hostname,
         network: Some(NetworkSpec {
             address: task.eni.address,

@@ -7,12 +7,13 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use berth_protocol::message::TaskSpec;
 use tokio::sync::{mpsc, oneshot};
 
 use super::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
 use super::lifecycle::{self, Action, Event};
 use super::session::Session;
-use super::spec::{self, NetworkFacts};
+use super::spec::{self, NetworkFacts, Prepared};
 use crate::clock::Clock;
 use crate::logs::Outputs;
 use crate::metering;
@@ -127,7 +128,7 @@ impl Context {
         if task.status == TaskStatus::Stopped {
             transaction = transaction
                 .delete(keys::address(&task.eni.subnet_id, task.eni.address))
-                .delete(keys::pulled(&task.id));
+                .delete(keys::prepared(&task.id));
         }
         Ok(transaction)
     }
@@ -186,8 +187,9 @@ impl Context {
         }
         let digests = task.containers.iter().zip(&images);
         let digests = digests.map(|(container, image)| (container.name.clone(), image.digest.clone())).collect();
-        // What was pulled stays known to a daemon that starts in the middle, even if the registry is gone by then.
-        let transaction = Transaction::default().put(keys::pulled(&task.id), &images).map_err(to_host_error)?;
+        let prepared = Prepared { images, session: format!("{:032x}", rand::random::<u128>()) };
+        // Stays known to a daemon that starts in the middle, even if the registry is gone by then.
+        let transaction = Transaction::default().put(keys::prepared(&task.id), &prepared).map_err(to_host_error)?;
         self.records.commit(transaction).await.map_err(to_host_error)?;
         Ok(digests)
     }
@@ -205,7 +207,7 @@ impl Context {
         let resumed = std::mem::take(&mut holdings.resumed);
         match found {
             Found::Running(machine) => match self.prepare(task).await {
-                Ok((spec, _)) => self.follow(task, machine, Some(spec), holdings, events),
+                Ok((spec, _)) => self.follow(task, machine, spec, holdings, events),
                 Err(error) => Some(failed_start(&error)),
             },
             Found::Ended(end) => Some(self.ended_unseen(end.reason, end.at, resumed)),
@@ -214,7 +216,7 @@ impl Context {
                 Some(self.ended_unseen("the machine of the task is gone".to_owned(), None, resumed))
             }
             Found::Nothing => match self.start_machine(task, holdings).await {
-                Ok((machine, spec)) => self.follow(task, machine, Some(spec), holdings, events),
+                Ok((machine, spec)) => self.follow(task, machine, spec, holdings, events),
                 Err(error) => Some(failed_start(&error)),
             },
         }
@@ -229,25 +231,25 @@ impl Context {
     async fn prepare(
         &self,
         task: &Task,
-    ) -> Result<(berth_protocol::message::TaskSpec, Vec<PulledImage>), HostError> {
+    ) -> Result<(TaskSpec, Vec<PulledImage>), HostError> {
         let missing = |what: &str| HostError(format!("the record of its {what} is missing"));
-        let pulled = self.records.get::<Vec<PulledImage>>(&keys::pulled(&task.id)).await;
-        let images = pulled.map_err(to_host_error)?.ok_or_else(|| missing("images"))?.value;
+        let prepared = self.records.get::<Prepared>(&keys::prepared(&task.id)).await;
+        let prepared = prepared.map_err(to_host_error)?.ok_or_else(|| missing("images"))?.value;
         let definition = self.records.get::<TaskDefinition>(&keys::definition(&task.definition)).await;
         let definition = definition.map_err(to_host_error)?.ok_or_else(|| missing("definition"))?.value;
         let subnet = self.records.get::<Subnet>(&keys::subnet(&task.eni.subnet_id)).await;
         let subnet = subnet.map_err(to_host_error)?.ok_or_else(|| missing("subnet"))?.value;
         let network =
             NetworkFacts { subnet: subnet.cidr, dns_servers: self.host.dns_servers(), mtu: self.host.mtu() };
-        let spec = spec::task_spec(task, &definition.spec, &images, &network).map_err(HostError)?;
-        Ok((spec, images))
+        let spec = spec::task_spec(task, &definition.spec, &prepared, &network).map_err(HostError)?;
+        Ok((spec, prepared.images))
     }
 
     async fn start_machine(
         &self,
         task: &Task,
         holdings: &mut Holdings,
-    ) -> Result<(Arc<dyn Machine>, berth_protocol::message::TaskSpec), HostError> {
+    ) -> Result<(Arc<dyn Machine>, TaskSpec), HostError> {
         let (spec, images) = self.prepare(task).await?;
         let tap = match holdings.tap.take() {
             Some(tap) => Some(tap),
@@ -272,7 +274,7 @@ impl Context {
         &self,
         task: &Task,
         machine: Arc<dyn Machine>,
-        spec: Option<berth_protocol::message::TaskSpec>,
+        spec: TaskSpec,
         holdings: &mut Holdings,
         events: &mpsc::UnboundedSender<Event>,
     ) -> Option<Event> {
@@ -283,8 +285,10 @@ impl Context {
                 Err(error) => return Some(failed_start(&HostError(error.to_string()))),
             };
         }
+        // Once it runs, a guest without a task is none that was started for it.
+        let hand_over = task.status == TaskStatus::Activating;
         holdings.session =
-            Some(Session::start(machine, spec, writers, Arc::clone(&self.clock), events.clone()));
+            Some(Session::start(machine, spec, hand_over, writers, Arc::clone(&self.clock), events.clone()));
         None
     }
 
@@ -297,11 +301,15 @@ impl Context {
         let resumed = std::mem::take(&mut holdings.resumed);
         if holdings.session.is_none() {
             match self.host.find_machine(&task.id).await {
-                Ok(Found::Running(machine)) => {
-                    if let Some(event) = self.follow(task, machine, None, holdings, events) {
-                        return Some(event);
+                Ok(Found::Running(machine)) => match self.prepare(task).await {
+                    Ok((spec, _)) => {
+                        if let Some(event) = self.follow(task, machine, spec, holdings, events) {
+                            return Some(event);
+                        }
                     }
-                }
+                    // Nobody can speak to it: it goes without being asked.
+                    Err(error) => return Some(self.ended_unseen(error.to_string(), None, resumed)),
+                },
                 Ok(Found::Ended(end)) => return Some(self.ended_unseen(end.reason, end.at, resumed)),
                 Ok(Found::Nothing) => {
                     return Some(self.ended_unseen("the task had no machine".to_owned(), None, resumed));

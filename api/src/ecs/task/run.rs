@@ -14,6 +14,14 @@ use crate::error::{ApiError, unexpected};
 pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> Result<Value, ApiError> {
     let name = request::precheck(&input, &app.owner)?;
     let cluster = cluster::active(app, input.cluster.as_deref()).await?;
+    let client_token = request::client_token(input.client_token.as_deref(), body)?;
+    // Before the definition is looked up, which may be gone since the first request.
+    if let Some((token, digest)) = &client_token {
+        let made = app.runtime.tasks_of_token(&cluster, token, digest).await;
+        if let Some(tasks) = made.map_err(|error| refusal(&app.owner, error))? {
+            return answer(app, &tasks).await;
+        }
+    }
     let definition = app.runtime.definition(&name.family, name.revision).await;
     let definition = definition.map_err(|error| refusal(&app.owner, error))?;
     let network = request::network(&input, &definition)?;
@@ -33,18 +41,11 @@ pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> 
         started_by: input.started_by.filter(|by| !by.is_empty()),
         enable_execute_command: input.enable_execute_command.unwrap_or(false),
         tags,
-        client_token: request::client_token(input.client_token.as_deref(), body)?,
+        client_token,
         cluster: cluster.clone(),
     };
     match app.runtime.run_task(run).await {
-        Ok(tasks) => {
-            let zones = super::zones(app).await?;
-            let tasks: Vec<Value> = tasks
-                .iter()
-                .map(|task| encode::task(&app.owner, &zones, task, true))
-                .collect();
-            Ok(json!({ "tasks": tasks, "failures": [] }))
-        }
+        Ok(tasks) => answer(app, &tasks).await,
         Err(RuntimeError::Capacity(resource)) => {
             let failure =
                 json!({ "arn": app.owner.cluster(&cluster), "reason": format!("RESOURCE:{resource}") });
@@ -52,6 +53,15 @@ pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> 
         }
         Err(error) => Err(refusal(&app.owner, error)),
     }
+}
+
+async fn answer(app: &App, tasks: &[Task]) -> Result<Value, ApiError> {
+    let zones = super::zones(app).await?;
+    let tasks: Vec<Value> = tasks
+        .iter()
+        .map(|task| encode::task(&app.owner, &zones, task, true))
+        .collect();
+    Ok(json!({ "tasks": tasks, "failures": [] }))
 }
 
 /// Of several subnets, all of which must exist, the one with the most addresses left.

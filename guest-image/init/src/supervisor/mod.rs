@@ -72,7 +72,7 @@ fn prepare() -> Result<Supervisor, SupervisorError> {
         events: Events::new()?,
         link: Link::new(),
         greeted: false,
-        has_task: false,
+        session: None,
         ready_ms: uptime_ms(),
         containers: Vec::new(),
         next_sender: 0,
@@ -86,7 +86,8 @@ struct Supervisor {
     link: Link,
     /// Whether the host said hello on this connection.
     greeted: bool,
-    has_task: bool,
+    /// Of the task that was given, which shows the host who speaks.
+    session: Option<String>,
     ready_ms: u64,
     containers: Vec<Container>,
     /// Which of the streams is first to send, so that none starves.
@@ -164,7 +165,7 @@ impl Supervisor {
                 version: PROTOCOL_VERSION,
                 init_version: env!("CARGO_PKG_VERSION").to_owned(),
                 ready_ms: self.ready_ms,
-                has_task: self.has_task,
+                session: self.session.clone(),
                 containers: self.containers.iter().filter_map(Container::status).collect(),
             })?;
             self.link.flush()?;
@@ -199,7 +200,7 @@ impl Supervisor {
             }
             ToGuest::Hello { version, .. } => return Err(ConversationError::Version(version)),
             _ if !self.greeted => return Err(ConversationError::NoHello),
-            ToGuest::Run { .. } if self.has_task => self.complain("there is a task already")?,
+            ToGuest::Run { .. } if self.session.is_some() => self.complain("there is a task already")?,
             ToGuest::Run { task } => self.run_task(&task)?,
             ToGuest::Ack {
                 container,
@@ -272,7 +273,7 @@ impl Supervisor {
         if let Err(error) = task::check(task) {
             return self.complain(&format!("the task is refused: {error}"));
         }
-        self.has_task = true;
+        self.session = Some(task.session.clone());
         self.containers = match task::make_ready(task) {
             Ok(surroundings) => task
                 .containers

@@ -135,6 +135,7 @@ mod tests {
         };
         let mut task = TaskSpec {
             task_id: "t".into(),
+            session: "s".into(),
             hostname: "box".into(),
             network: None,
             memory_bytes: 1 << 20,
