@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: builds Berth and measures it: `tests/bench.py` in the lab.
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 
 use crate::product::Product;
 use crate::setup::Consent;
@@ -8,6 +10,9 @@ use crate::{lab, workspace};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
+    /// Also writes the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Rounds of each measurement
     #[arg(long, default_value_t = 9)]
     rounds: u32,
@@ -21,13 +26,17 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
     let product = Product::build(Consent::new(options.yes))?;
     let script = workspace::root().join("tests/bench.py");
     let mut line = product.python([script]);
-    // The figures stay, for comparing runs.
+    // The only folder of the lab that stays.
     let figures = lab::results().join("bench.json");
     line.extend([
         "--rounds".into(),
         options.rounds.to_string().into(),
         "--json".into(),
-        figures.into(),
+        figures.clone().into(),
     ]);
-    lab::run(&lab::Options::for_command(line, options.yes))
+    let status = lab::run(&lab::Options::for_command(line, options.yes))?;
+    if let (0, Some(wanted)) = (status, &options.json) {
+        std::fs::copy(&figures, wanted).with_context(|| format!("cannot write {}", wanted.display()))?;
+    }
+    Ok(status)
 }

@@ -7,6 +7,7 @@ mod describe;
 mod doctor;
 mod follow;
 mod logs;
+mod networks;
 mod output;
 mod progress;
 mod ps;
@@ -62,6 +63,8 @@ enum Command {
     Stop(stop::StopArgs),
     /// Show all that is known of a task
     Describe(describe::DescribeArgs),
+    /// Show the subnets and security groups that tasks can be put into
+    Networks(networks::NetworksArgs),
     /// Show what tasks cost
     Bill(bill::BillArgs),
     /// Check whether this machine can run tasks, and say what to do if not
@@ -96,6 +99,7 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Logs(args) => logs::logs(args).await.map(|()| 0),
         Command::Stop(args) => stop::stop(args).await.map(|()| 0),
         Command::Describe(args) => describe::describe(args).await.map(|()| 0),
+        Command::Networks(args) => networks::networks(args).await.map(|()| 0),
         Command::Bill(args) => bill::bill(args).await.map(|()| 0),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Version => {

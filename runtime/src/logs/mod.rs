@@ -31,7 +31,11 @@ pub const MAX_LOG_BYTES: u64 = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("cannot {what} {path}: {cause}")]
-    Io { what: &'static str, path: PathBuf, cause: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        cause: io::Error,
+    },
     #[error("there is no event at position {0}")]
     Position(u64),
 }
@@ -48,7 +52,10 @@ pub struct Outputs {
 impl Outputs {
     pub fn open(dir: &Path) -> Result<Outputs, LogError> {
         std::fs::create_dir_all(dir).map_err(io_error("make", dir))?;
-        Ok(Outputs { dir: dir.to_owned(), live: Mutex::new(HashMap::new()) })
+        Ok(Outputs {
+            dir: dir.to_owned(),
+            live: Mutex::new(HashMap::new()),
+        })
     }
 
     pub fn path(&self, task: &TaskId, container: &str) -> PathBuf {
@@ -73,7 +80,8 @@ impl Outputs {
     /// Changes whenever the log grows; none if nobody writes it now.
     pub fn follow(&self, task: &TaskId, container: &str) -> Option<watch::Receiver<u64>> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        live.get(&(task.clone(), container.to_owned())).map(watch::Sender::subscribe)
+        live.get(&(task.clone(), container.to_owned()))
+            .map(watch::Sender::subscribe)
     }
 
     /// Nothing more will be written for this task.
@@ -93,5 +101,9 @@ impl Outputs {
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
-    move |cause| LogError::Io { what, path: path.to_owned(), cause }
+    move |cause| LogError::Io {
+        what,
+        path: path.to_owned(),
+        cause,
+    }
 }

@@ -14,13 +14,20 @@ pub fn read(path: &Path, query: &LogQuery) -> Result<LogPage, LogError> {
     match LogFile::open(path)? {
         Some(log) if query.forward => log.forward(query),
         Some(log) => log.backward(query),
-        None => Ok(LogPage { events: Vec::new(), next_forward: 0, next_backward: 0, at_end: true }),
+        None => Ok(LogPage {
+            events: Vec::new(),
+            next_forward: 0,
+            next_backward: 0,
+            at_end: true,
+        }),
     }
 }
 
 /// First and last event and size of the log at `path`.
 pub fn stats(path: &Path) -> Result<LogStreamStats, LogError> {
-    let Some(log) = LogFile::open(path)? else { return Ok(LogStreamStats::default()) };
+    let Some(log) = LogFile::open(path)? else {
+        return Ok(LogStreamStats::default());
+    };
     let first = log.event_at(0)?;
     let last = log.event_before(log.len)?;
     Ok(LogStreamStats {
@@ -47,11 +54,17 @@ impl LogFile {
 
     pub(super) fn of(file: File, path: &Path) -> Result<LogFile, LogError> {
         let len = file.metadata().map_err(super::io_error("read", path))?.len();
-        Ok(LogFile { file, path: path.to_owned(), len })
+        Ok(LogFile {
+            file,
+            path: path.to_owned(),
+            len,
+        })
     }
 
     fn exact(&self, buffer: &mut [u8], at: u64) -> Result<(), LogError> {
-        self.file.read_exact_at(buffer, at).map_err(super::io_error("read", &self.path))
+        self.file
+            .read_exact_at(buffer, at)
+            .map_err(super::io_error("read", &self.path))
     }
 
     /// The header and text at `position`; none at the end or where a record is incomplete or damaged.
@@ -62,7 +75,9 @@ impl LogFile {
         }
         let mut header_bytes = [0; HEADER];
         self.exact(&mut header_bytes, position)?;
-        let Some(header) = record::decode_header(&header_bytes) else { return Ok(None) };
+        let Some(header) = record::decode_header(&header_bytes) else {
+            return Ok(None);
+        };
         if header.record_len() > self.len - position {
             return Ok(None);
         }
@@ -99,18 +114,31 @@ impl LogFile {
     }
 
     fn event_before(&self, position: u64) -> Result<Option<LogEvent>, LogError> {
-        let Some(start) = self.start_of_record_before(position)? else { return Ok(None) };
-        Ok(self.event_at(start)?.filter(|event| event.next_position == position))
+        let Some(start) = self.start_of_record_before(position)? else {
+            return Ok(None);
+        };
+        Ok(self
+            .event_at(start)?
+            .filter(|event| event.next_position == position))
     }
 
     fn forward(&self, query: &LogQuery) -> Result<LogPage, LogError> {
         let start = query.position.unwrap_or(0);
-        let mut page = LogPage { events: Vec::new(), next_forward: start, next_backward: start, at_end: false };
+        let mut page = LogPage {
+            events: Vec::new(),
+            next_forward: start,
+            next_backward: start,
+            at_end: false,
+        };
         let mut bytes = 0;
         loop {
             let Some(event) = self.event_at(page.next_forward)? else {
                 // A live log may end in a record that is being written; anything else is not a position of this log.
-                if page.next_forward == start && start > 0 && start != self.len && self.event_before(start)?.is_none() {
+                if page.next_forward == start
+                    && start > 0
+                    && start != self.len
+                    && self.event_before(start)?.is_none()
+                {
                     return Err(LogError::Position(start));
                 }
                 page.at_end = true;
@@ -132,7 +160,10 @@ impl LogFile {
                 page.next_forward = event.next_position;
             }
         }
-        page.next_backward = page.events.first().map_or(page.next_forward, |event| event.position);
+        page.next_backward = page
+            .events
+            .first()
+            .map_or(page.next_forward, |event| event.position);
         Ok(page)
     }
 
@@ -141,7 +172,12 @@ impl LogFile {
             Some(position) => position,
             None => self.end_of_whole_records()?,
         };
-        let mut page = LogPage { events: Vec::new(), next_forward: start, next_backward: start, at_end: false };
+        let mut page = LogPage {
+            events: Vec::new(),
+            next_forward: start,
+            next_backward: start,
+            at_end: false,
+        };
         let mut bytes = 0;
         loop {
             let Some(event) = self.event_before(page.next_backward)? else {
@@ -168,7 +204,10 @@ impl LogFile {
             }
         }
         page.events.reverse();
-        page.next_forward = page.events.last().map_or(page.next_backward, |event| event.next_position);
+        page.next_forward = page
+            .events
+            .last()
+            .map_or(page.next_backward, |event| event.next_position);
         Ok(page)
     }
 

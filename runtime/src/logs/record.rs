@@ -45,7 +45,11 @@ impl Header {
 pub fn encode(header: &Header, text: &[u8], out: &mut Vec<u8>) {
     debug_assert_eq!(header.text_len, text.len());
     let start = out.len();
-    let stderr = if header.stream == OutputStream::Stderr { STDERR } else { 0 };
+    let stderr = if header.stream == OutputStream::Stderr {
+        STDERR
+    } else {
+        0
+    };
     let newline = if header.newline { NEWLINE } else { 0 };
     out.extend([MAGIC, stderr | newline, 0, 0]);
     out.extend((text.len() as u32).to_le_bytes());
@@ -66,10 +70,16 @@ pub fn decode_header(bytes: &[u8; HEADER]) -> Option<Header> {
         u64::from_le_bytes(word)
     };
     let text_len = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
-    let well_formed =
-        bytes[0] == MAGIC && bytes[1] & !(STDERR | NEWLINE) == 0 && bytes[2..4] == [0, 0] && text_len <= MAX_EVENT_BYTES;
+    let well_formed = bytes[0] == MAGIC
+        && bytes[1] & !(STDERR | NEWLINE) == 0
+        && bytes[2..4] == [0, 0]
+        && text_len <= MAX_EVENT_BYTES;
     well_formed.then(|| Header {
-        stream: if bytes[1] & STDERR == 0 { OutputStream::Stdout } else { OutputStream::Stderr },
+        stream: if bytes[1] & STDERR == 0 {
+            OutputStream::Stdout
+        } else {
+            OutputStream::Stderr
+        },
         newline: bytes[1] & NEWLINE != 0,
         text_len,
         timestamp: Timestamp(word(8)),

@@ -4,8 +4,14 @@ use super::*;
 use crate::model::Timestamp;
 use crate::model::log::{LogQuery, OutputStream};
 
-const ALL: LogQuery =
-    LogQuery { position: None, forward: true, start: None, end: None, limit: usize::MAX, max_bytes: usize::MAX };
+const ALL: LogQuery = LogQuery {
+    position: None,
+    forward: true,
+    start: None,
+    end: None,
+    limit: usize::MAX,
+    max_bytes: usize::MAX,
+};
 
 fn task() -> TaskId {
     TaskId::parse("0123456789abcdef0123456789abcdef").unwrap()
@@ -14,7 +20,12 @@ fn task() -> TaskId {
 /// The bytes of one stream, put together again from its events.
 fn joined(path: &Path, stream: OutputStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for event in read(path, &ALL).unwrap().events.into_iter().filter(|event| event.stream == stream) {
+    for event in read(path, &ALL)
+        .unwrap()
+        .events
+        .into_iter()
+        .filter(|event| event.stream == stream)
+    {
         bytes.extend(event.bytes);
         bytes.extend(event.newline.then_some(b'\n'));
     }
@@ -89,7 +100,9 @@ fn a_record_cut_short_by_a_crash_is_dropped_and_its_bytes_are_asked_for_again() 
     let dir = tempfile::tempdir().unwrap();
     let outputs = Outputs::open(dir.path()).unwrap();
     let mut writer = outputs.writer(&task(), "app").unwrap();
-    writer.append(OutputStream::Stdout, 0, b"one\ntwo\n", Timestamp(1)).unwrap();
+    writer
+        .append(OutputStream::Stdout, 0, b"one\ntwo\n", Timestamp(1))
+        .unwrap();
     drop(writer);
     let path = outputs.path(&task(), "app");
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
@@ -104,10 +117,16 @@ fn a_position_inside_a_record_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let outputs = Outputs::open(dir.path()).unwrap();
     let mut writer = outputs.writer(&task(), "app").unwrap();
-    writer.append(OutputStream::Stdout, 0, b"one\ntwo\n", Timestamp(1)).unwrap();
+    writer
+        .append(OutputStream::Stdout, 0, b"one\ntwo\n", Timestamp(1))
+        .unwrap();
     let path = outputs.path(&task(), "app");
     for forward in [true, false] {
-        let query = LogQuery { position: Some(7), forward, ..ALL };
+        let query = LogQuery {
+            position: Some(7),
+            forward,
+            ..ALL
+        };
         assert!(matches!(read(&path, &query), Err(LogError::Position(7))));
     }
 }
@@ -118,9 +137,14 @@ fn a_line_longer_than_an_event_is_split_and_only_its_last_piece_ends_it() {
     let outputs = Outputs::open(dir.path()).unwrap();
     let mut writer = outputs.writer(&task(), "app").unwrap();
     let line = [vec![b'x'; MAX_EVENT_BYTES * 2 + 10], vec![b'\n']].concat();
-    writer.append(OutputStream::Stdout, 0, &line, Timestamp(1)).unwrap();
+    writer
+        .append(OutputStream::Stdout, 0, &line, Timestamp(1))
+        .unwrap();
     let page = read(&outputs.path(&task(), "app"), &ALL).unwrap();
-    assert_eq!(page.events.iter().map(|event| event.newline).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(
+        page.events.iter().map(|event| event.newline).collect::<Vec<_>>(),
+        [false, false, true]
+    );
 }
 
 #[test]
@@ -129,12 +153,29 @@ fn a_time_range_keeps_what_is_inside_it() {
     let outputs = Outputs::open(dir.path()).unwrap();
     let mut writer = outputs.writer(&task(), "app").unwrap();
     for at in 0..10u64 {
-        writer.append(OutputStream::Stderr, at * 2, format!("{at}\n").as_bytes(), Timestamp(at)).unwrap();
+        writer
+            .append(
+                OutputStream::Stderr,
+                at * 2,
+                format!("{at}\n").as_bytes(),
+                Timestamp(at),
+            )
+            .unwrap();
     }
     let path = outputs.path(&task(), "app");
     for forward in [true, false] {
-        let query = LogQuery { forward, start: Some(Timestamp(3)), end: Some(Timestamp(6)), ..ALL };
-        let texts: Vec<_> = read(&path, &query).unwrap().events.into_iter().map(|event| event.bytes).collect();
+        let query = LogQuery {
+            forward,
+            start: Some(Timestamp(3)),
+            end: Some(Timestamp(6)),
+            ..ALL
+        };
+        let texts: Vec<_> = read(&path, &query)
+            .unwrap()
+            .events
+            .into_iter()
+            .map(|event| event.bytes)
+            .collect();
         assert_eq!(texts, [b"3", b"4", b"5"]);
     }
 }

@@ -60,8 +60,14 @@ impl OutputWriter {
             path: path.to_owned(),
             len,
             last: last.map_or(Timestamp(0), |header| header.timestamp),
-            stdout: Pending { stored: last.map_or(0, |header| header.stdout_end), text: Vec::new() },
-            stderr: Pending { stored: last.map_or(0, |header| header.stderr_end), text: Vec::new() },
+            stdout: Pending {
+                stored: last.map_or(0, |header| header.stdout_end),
+                text: Vec::new(),
+            },
+            stderr: Pending {
+                stored: last.map_or(0, |header| header.stderr_end),
+                text: Vec::new(),
+            },
             full: len >= MAX_LOG_BYTES,
             length,
         })
@@ -128,7 +134,10 @@ impl OutputWriter {
         let mut records = Vec::new();
         let mut rest = text.as_slice();
         while !rest.is_empty() {
-            let line_end = rest.iter().take(MAX_EVENT_BYTES + 1).position(|byte| *byte == b'\n');
+            let line_end = rest
+                .iter()
+                .take(MAX_EVENT_BYTES + 1)
+                .position(|byte| *byte == b'\n');
             let (line, newline) = match line_end {
                 Some(end) => (&rest[..end], true),
                 None if rest.len() >= MAX_EVENT_BYTES => (&rest[..MAX_EVENT_BYTES], false),
@@ -141,7 +150,14 @@ impl OutputWriter {
                 OutputStream::Stdout => stdout_end += taken as u64,
                 OutputStream::Stderr => stderr_end += taken as u64,
             }
-            let header = Header { stream, newline, text_len: line.len(), timestamp, stdout_end, stderr_end };
+            let header = Header {
+                stream,
+                newline,
+                text_len: line.len(),
+                timestamp,
+                stdout_end,
+                stderr_end,
+            };
             if !self.full {
                 record::encode(&header, line, &mut records);
             }
@@ -150,14 +166,23 @@ impl OutputWriter {
             self.full = true;
             records.clear();
             let text = format!("berth: the log has reached {MAX_LOG_BYTES} bytes; what follows is dropped");
-            let header = Header { stream, newline: true, text_len: text.len(), timestamp, stdout_end, stderr_end };
+            let header = Header {
+                stream,
+                newline: true,
+                text_len: text.len(),
+                timestamp,
+                stdout_end,
+                stderr_end,
+            };
             record::encode(&header, text.as_bytes(), &mut records);
         }
         if !records.is_empty() {
             if let Err(cause) = self.file.write_all(&records) {
                 // The lines stay pending and unacknowledged; a piece of a record must not stay.
                 self.pending(stream).text = text;
-                self.file.set_len(self.len).map_err(super::io_error("mend", &self.path))?;
+                self.file
+                    .set_len(self.len)
+                    .map_err(super::io_error("mend", &self.path))?;
                 return Err(super::io_error("write", &self.path)(cause));
             }
             self.len += records.len() as u64;

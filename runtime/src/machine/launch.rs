@@ -71,17 +71,25 @@ impl Launch {
         let group = self.cgroups.group(self.spec.task.as_str()).map_err(host_error)?;
         group.kill().map_err(host_error)?;
         match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&self.dir, "remove", &error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(at(&self.dir, "remove", &error));
+            }
             _ => {}
         }
-        DirBuilder::new().mode(0o700).create(&self.dir).map_err(|error| at(&self.dir, "make", &error))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(|error| at(&self.dir, "make", &error))?;
         let guest_mib = guest_mib(self.spec.memory_mib);
         let caps = Caps {
             cpu_units: self.spec.cpu_units,
             memory_bytes: machine_bytes(guest_mib),
             pids: VMM_PIDS,
         };
-        let group = self.cgroups.create(self.spec.task.as_str(), &caps).map_err(host_error)?;
+        let group = self
+            .cgroups
+            .create(self.spec.task.as_str(), &caps)
+            .map_err(host_error)?;
         let mut handed = Handed::default();
         let config = self.config(guest_mib, &mut handed)?;
         let config_fd = handed.take(config_file(&config)?);
@@ -105,19 +113,38 @@ impl Launch {
 
     fn config(&self, guest_mib: u32, handed: &mut Handed) -> Result<MachineConfig, HostError> {
         let spec = &self.spec;
-        let scratch = self.scratch.make(&self.dir.join(SCRATCH_FILE), spec.scratch_gib)?;
+        let scratch = self
+            .scratch
+            .make(&self.dir.join(SCRATCH_FILE), spec.scratch_gib)?;
         let mut drives = Vec::new();
         for (id, path) in &spec.images {
             let fd = handed.take(open(path, false)?.into());
-            drives.push(DriveConfig { id: id.clone(), fd, read_only: true });
+            drives.push(DriveConfig {
+                id: id.clone(),
+                fd,
+                read_only: true,
+            });
         }
         let fd = handed.take(scratch.into());
-        drives.push(DriveConfig { id: SCRATCH_DRIVE.to_owned(), fd, read_only: false });
-        let mac: MacAddr = spec.mac.parse().map_err(|error: crate::network::NetworkError| host_error(error))?;
+        drives.push(DriveConfig {
+            id: SCRATCH_DRIVE.to_owned(),
+            fd,
+            read_only: false,
+        });
+        let mac: MacAddr = spec
+            .mac
+            .parse()
+            .map_err(|error: crate::network::NetworkError| host_error(error))?;
         let nets = match &spec.tap {
             Some(tap) => {
-                let tap = tap.try_clone().map_err(|error| HostError(format!("cannot hand on the tap: {error}")))?;
-                vec![NetConfig { tap_fd: handed.take(tap), mac: mac.octets(), mtu: Some(spec.mtu) }]
+                let tap = tap
+                    .try_clone()
+                    .map_err(|error| HostError(format!("cannot hand on the tap: {error}")))?;
+                vec![NetConfig {
+                    tap_fd: handed.take(tap),
+                    mac: mac.octets(),
+                    mtu: Some(spec.mtu),
+                }]
             }
             None => Vec::new(),
         };
@@ -159,7 +186,13 @@ fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Ch
     // descriptors that are open until this function returns; it allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            let done = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+            let done = |result: libc::c_int| {
+                if result < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
+            };
             if libc::write(join, c"0".as_ptr().cast(), 1) != 1 {
                 return Err(io::Error::last_os_error());
             }
@@ -174,11 +207,19 @@ fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Ch
 }
 
 fn open(path: &Path, write: bool) -> Result<File, HostError> {
-    OpenOptions::new().read(true).write(write).open(path).map_err(|error| at(path, "open", &error))
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .open(path)
+        .map_err(|error| at(path, "open", &error))
 }
 
 fn create(path: &Path) -> Result<File, HostError> {
-    let options = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let options = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     options.map_err(|error| at(path, "make", &error))
 }
 
@@ -196,8 +237,13 @@ fn config_file(config: &MachineConfig) -> Result<OwnedFd, HostError> {
 /// A listening socket at `path`, whose directory only root can enter.
 fn control_socket(path: &Path) -> Result<OwnedFd, HostError> {
     let failed = |error: nix::Error| at(path, "listen on", &error.into());
-    let listener =
-        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+    let listener = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(failed)?;
     // A socket's path may have 107 bytes only; through the directory's descriptor it is always short.
     let parent = path.parent().unwrap_or(Path::new("/"));
     let dir = File::open(parent).map_err(|error| at(parent, "open", &error))?;

@@ -59,7 +59,15 @@ impl LocalHost {
         let machines_dir = data_dir.join("machines");
         std::fs::create_dir_all(&machines_dir).map_err(|error| at(&machines_dir, "make", &error))?;
         let scratch = ScratchDisks::open(&data_dir.join("scratch"))?;
-        Ok(LocalHost { machines_dir, binaries, cgroups, network, images, scratch, locks: Mutex::default() })
+        Ok(LocalHost {
+            machines_dir,
+            binaries,
+            cgroups,
+            network,
+            images,
+            scratch,
+            locks: Mutex::default(),
+        })
     }
 
     pub fn network(&self) -> &Network {
@@ -70,12 +78,19 @@ impl LocalHost {
     pub async fn remove_leftovers(&self, kept: &[TaskId]) -> Result<(), HostError> {
         let mut names = self.cgroups.list().map_err(host_error)?;
         let entries = std::fs::read_dir(&self.machines_dir);
-        for entry in entries.map_err(|error| at(&self.machines_dir, "read", &error))?.flatten() {
+        for entry in entries
+            .map_err(|error| at(&self.machines_dir, "read", &error))?
+            .flatten()
+        {
             names.extend(entry.file_name().into_string());
         }
         names.sort();
         names.dedup();
-        for task in names.iter().filter_map(|name| TaskId::parse(name)).filter(|task| !kept.contains(task)) {
+        for task in names
+            .iter()
+            .filter_map(|name| TaskId::parse(name))
+            .filter(|task| !kept.contains(task))
+        {
             tracing::warn!(%task, "removing a machine that no task owns");
             self.remove_machine(&task).await?;
         }
@@ -128,8 +143,14 @@ impl Host for LocalHost {
                     bytes_total: status.bytes_total,
                 });
             };
-            let limits = PullLimits { max_unpacked_bytes: max_bytes };
-            let pulled = self.images.pull(image, None, limits, &report).await.map_err(host_error)?;
+            let limits = PullLimits {
+                max_unpacked_bytes: max_bytes,
+            };
+            let pulled = self
+                .images
+                .pull(image, None, limits, &report)
+                .await
+                .map_err(host_error)?;
             Ok(PulledImage {
                 digest: pulled.digest.to_string(),
                 rootfs: pulled.rootfs,
@@ -159,7 +180,9 @@ impl Host for LocalHost {
                 let _guard = guard;
                 launch.run()
             });
-            let child = started.await.map_err(|error| HostError(format!("the start broke off: {error}")))??;
+            let child = started
+                .await
+                .map_err(|error| HostError(format!("the start broke off: {error}")))??;
             let machine = RunningMachine::connect(dir, Some(child)).await?;
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         })
@@ -181,7 +204,10 @@ impl Host for LocalHost {
                 // It ended while it was being looked at, or does not answer: what does not answer is not left running.
                 Err(error) => {
                     tracing::warn!(%task, %error, "a machine does not answer");
-                    self.cgroups.group(task.as_str()).and_then(|group| group.kill()).map_err(host_error)?;
+                    self.cgroups
+                        .group(task.as_str())
+                        .and_then(|group| group.kill())
+                        .map_err(host_error)?;
                     Ok(Found::Ended(running::end_of(&dir, Some(&error.0))))
                 }
             }
@@ -191,7 +217,12 @@ impl Host for LocalHost {
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
             let guard = self.lock(task).await;
-            self.cgroups.group(task.as_str()).map_err(host_error)?.remove().await.map_err(host_error)?;
+            self.cgroups
+                .group(task.as_str())
+                .map_err(host_error)?
+                .remove()
+                .await
+                .map_err(host_error)?;
             let dir = self.dir(task);
             match tokio::fs::remove_dir_all(&dir).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -200,7 +231,10 @@ impl Host for LocalHost {
                 _ => {}
             }
             drop(guard);
-            self.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
+            self.locks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(task);
             Ok(())
         })
     }
@@ -216,7 +250,10 @@ impl Host for LocalHost {
 
 /// The stored interface as the network wants it.
 pub fn eni_spec(eni: &Eni) -> Result<EniSpec, HostError> {
-    let mac: MacAddr = eni.mac.parse().map_err(|error: crate::network::NetworkError| host_error(error))?;
+    let mac: MacAddr = eni
+        .mac
+        .parse()
+        .map_err(|error: crate::network::NetworkError| host_error(error))?;
     Ok(EniSpec {
         id: eni.id.clone(),
         subnet_id: eni.subnet_id.clone(),

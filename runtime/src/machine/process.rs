@@ -53,15 +53,19 @@ impl Process {
             Err(error) => return Err(at(path, "read", &error)),
         };
         let mut words = text.split_whitespace();
-        let (Some(pid), Some(started), Some(boot)) =
-            (words.next().and_then(|word| word.parse().ok()), words.next(), words.next())
-        else {
+        let (Some(pid), Some(started), Some(boot)) = (
+            words.next().and_then(|word| word.parse().ok()),
+            words.next(),
+            words.next(),
+        ) else {
             return Ok(None);
         };
         if boot_id().ok().as_deref() != Some(boot) {
             return Ok(None);
         }
-        let Ok(process) = Process::of_pid(pid) else { return Ok(None) };
+        let Ok(process) = Process::of_pid(pid) else {
+            return Ok(None);
+        };
         // Asked after the descriptor was opened: if it fits now, the descriptor is of this process.
         Ok((start_ticks(pid).as_deref() == Some(started)).then_some(process))
     }
@@ -96,5 +100,7 @@ fn start_ticks(pid: u32) -> Option<String> {
 }
 
 fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }

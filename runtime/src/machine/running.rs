@@ -50,17 +50,29 @@ impl RunningMachine {
         RunningMachine::attach(dir, process, None).await
     }
 
-    async fn attach(dir: PathBuf, process: Process, child: Option<Child>) -> Result<RunningMachine, HostError> {
+    async fn attach(
+        dir: PathBuf,
+        process: Process,
+        child: Option<Child>,
+    ) -> Result<RunningMachine, HostError> {
         let socket_dir = dir.clone();
         let client = tokio::task::spawn_blocking(move || attach(&socket_dir));
-        let client = client.await.map_err(|error| HostError(error.to_string())).flatten();
+        let client = client
+            .await
+            .map_err(|error| HostError(error.to_string()))
+            .flatten();
         let control = client.and_then(|client| {
             // SAFETY: a client owns its socket and keeps the same one until it is dropped.
             unsafe { AsyncFd::register_with_interest(client, Interest::READABLE) }
                 .map_err(|error| HostError(format!("cannot watch the machine: {error}")))
         });
         match control {
-            Ok(control) => Ok(RunningMachine { dir, process, child: Mutex::new(child), control }),
+            Ok(control) => Ok(RunningMachine {
+                dir,
+                process,
+                child: Mutex::new(child),
+                control,
+            }),
             Err(error) => {
                 // What it said before it ended explains more than the failed connection.
                 process.kill();
@@ -74,11 +86,15 @@ impl RunningMachine {
 
     /// The next connection of the guest.
     async fn next_connection(&self) -> Result<UnixStream, HostError> {
-        let failed = |error: &dyn std::error::Error| HostError(format!("the machine's control socket failed: {error}"));
+        let failed = |error: &dyn std::error::Error| {
+            HostError(format!("the machine's control socket failed: {error}"))
+        };
         loop {
             let mut ready = self.control.readable().await.map_err(|error| failed(&error))?;
             match ready.get_inner().recv() {
-                Ok((ServerMessage::VsockConnection { port }, Some(fd))) if port == berth_protocol::HOST_PORT => {
+                Ok((ServerMessage::VsockConnection { port }, Some(fd)))
+                    if port == berth_protocol::HOST_PORT =>
+                {
                     return stream(fd).map_err(|error| failed(&error));
                 }
                 // A port that nobody serves: closing the descriptor resets the guest's connection.
@@ -126,8 +142,14 @@ fn attach(dir: &Path) -> Result<Client, HostError> {
     let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL_SOCKET}", parent.as_raw_fd()));
     let client = Client::connect(&path, CONTROL_TIMEOUT).map_err(failed)?;
     match client.request(Command::Attach).map_err(failed)? {
-        (Outcome::Error { error }, _) => return Err(HostError(format!("the machine refuses to be attached to: {error}"))),
-        _ => client.set_nonblocking(true).map_err(|error| failed(error.into()))?,
+        (Outcome::Error { error }, _) => {
+            return Err(HostError(format!(
+                "the machine refuses to be attached to: {error}"
+            )));
+        }
+        _ => client
+            .set_nonblocking(true)
+            .map_err(|error| failed(error.into()))?,
     }
     Ok(client)
 }
@@ -149,13 +171,22 @@ fn described(status: ExitStatus) -> String {
 /// How the machine in `dir` ended, from what it left there.
 pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
     let exit_path = dir.join(EXIT_FILE);
-    let report = fs::read(&exit_path).ok().and_then(|json| serde_json::from_slice::<ExitReport>(&json).ok());
+    let report = fs::read(&exit_path)
+        .ok()
+        .and_then(|json| serde_json::from_slice::<ExitReport>(&json).ok());
     let Some(report) = report else {
         let said = fs::read_to_string(dir.join(LOG_FILE)).unwrap_or_default();
         let last = said.lines().rfind(|line| !line.trim().is_empty()).map(bounded);
         let details: Vec<String> = status.map(str::to_owned).into_iter().chain(last).collect();
-        let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) };
-        return MachineEnd { reason: format!("the machine of the task ended unexpectedly{details}"), at: None };
+        let details = if details.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", details.join("; "))
+        };
+        return MachineEnd {
+            reason: format!("the machine of the task ended unexpectedly{details}"),
+            at: None,
+        };
     };
     let what = match report.reason {
         ExitReason::PowerOff => "the guest powered off",
@@ -164,13 +195,27 @@ pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
         ExitReason::Stopped => "the machine was stopped",
         ExitReason::Error => "the machine failed",
     };
-    let detail = report.detail.as_deref().map(|detail| format!(": {}", bounded(detail))).unwrap_or_default();
-    let written = fs::metadata(&exit_path).and_then(|metadata| metadata.modified()).ok();
+    let detail = report
+        .detail
+        .as_deref()
+        .map(|detail| format!(": {}", bounded(detail)))
+        .unwrap_or_default();
+    let written = fs::metadata(&exit_path)
+        .and_then(|metadata| metadata.modified())
+        .ok();
     let at = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    let at = at.and_then(|at| u64::try_from(at.as_millis()).ok()).map(Timestamp);
-    MachineEnd { reason: format!("{what}{detail}"), at }
+    let at = at
+        .and_then(|at| u64::try_from(at.as_millis()).ok())
+        .map(Timestamp);
+    MachineEnd {
+        reason: format!("{what}{detail}"),
+        at,
+    }
 }
 
 fn bounded(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_DETAIL_CHARS).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_DETAIL_CHARS)
+        .collect()
 }

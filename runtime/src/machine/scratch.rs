@@ -23,14 +23,22 @@ pub struct ScratchDisks {
 impl ScratchDisks {
     pub fn open(dir: &Path) -> Result<ScratchDisks, HostError> {
         fs::create_dir_all(dir).map_err(|error| at(dir, "make", &error))?;
-        Ok(ScratchDisks { dir: dir.to_owned(), formatting: Arc::default() })
+        Ok(ScratchDisks {
+            dir: dir.to_owned(),
+            formatting: Arc::default(),
+        })
     }
 
     /// A new empty disk of so many GiB at `path`.
     pub fn make(&self, path: &Path, gib: u32) -> Result<File, HostError> {
         let formatted = self.formatted(gib)?;
         let source = File::open(&formatted).map_err(|error| at(&formatted, "open", &error))?;
-        let options = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+        let options = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
         let target = options.map_err(|error| at(path, "make", &error))?;
         copy_sparse(&source, &target).map_err(|error| at(path, "write", &error))?;
         Ok(target)
@@ -44,7 +52,8 @@ impl ScratchDisks {
         }
         let temporary = path.with_extension("new");
         let file = File::create(&temporary).map_err(|error| at(&temporary, "make", &error))?;
-        file.set_len(u64::from(gib) << 30).map_err(|error| at(&temporary, "size", &error))?;
+        file.set_len(u64::from(gib) << 30)
+            .map_err(|error| at(&temporary, "size", &error))?;
         format(&temporary)?;
         file.sync_all().map_err(|error| at(&temporary, "sync", &error))?;
         fs::rename(&temporary, &path).map_err(|error| at(&path, "make", &error))?;
@@ -60,14 +69,20 @@ fn format(path: &Path) -> Result<(), HostError> {
         .arg(path)
         .output()
         .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => HostError("mkfs.ext4 is missing: install the package e2fsprogs".to_owned()),
+            io::ErrorKind::NotFound => {
+                HostError("mkfs.ext4 is missing: install the package e2fsprogs".to_owned())
+            }
             _ => HostError(format!("cannot run mkfs.ext4: {error}")),
         })?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(HostError(format!("mkfs.ext4 failed on {}: {}", path.display(), said.trim().replace('\n', "; "))))
+    Err(HostError(format!(
+        "mkfs.ext4 failed on {}: {}",
+        path.display(),
+        said.trim().replace('\n', "; ")
+    )))
 }
 
 /// Copies data, leaves holes.
@@ -94,7 +109,14 @@ fn copy_range(source: &File, target: &File, start: i64, end: i64) -> io::Result<
         let length = usize::try_from(end - from).map_err(io::Error::other)?;
         // SAFETY: both descriptors are open, both offsets are live i64s that the kernel updates, no other memory is passed.
         let copied = unsafe {
-            libc::copy_file_range(source.as_raw_fd(), &raw mut from, target.as_raw_fd(), &raw mut to, length, 0)
+            libc::copy_file_range(
+                source.as_raw_fd(),
+                &raw mut from,
+                target.as_raw_fd(),
+                &raw mut to,
+                length,
+                0,
+            )
         };
         match copied {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),

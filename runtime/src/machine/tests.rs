@@ -17,7 +17,11 @@ proptest! {
 #[test]
 fn a_machine_that_left_no_report_is_described_by_its_last_words() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join(LOG_FILE), "first\nberth-vmm: cannot map guest memory\n\n").unwrap();
+    std::fs::write(
+        dir.path().join(LOG_FILE),
+        "first\nberth-vmm: cannot map guest memory\n\n",
+    )
+    .unwrap();
     let end = running::end_of(dir.path(), Some("exit status 1"));
     assert_eq!(
         end.reason,
@@ -29,7 +33,11 @@ fn a_machine_that_left_no_report_is_described_by_its_last_words() {
 #[test]
 fn a_report_gives_reason_and_time() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join(EXIT_FILE), r#"{"reason": "reset", "detail": null}"#).unwrap();
+    std::fs::write(
+        dir.path().join(EXIT_FILE),
+        r#"{"reason": "reset", "detail": null}"#,
+    )
+    .unwrap();
     let end = running::end_of(dir.path(), None);
     assert_eq!(end.reason, "the guest kernel panicked or was reset");
     assert!(end.at.is_some());
@@ -44,7 +52,10 @@ async fn a_pid_file_names_its_process_only_as_long_as_it_lives() {
     let found = process::Process::from_pid_file(&path).unwrap().unwrap();
     found.kill();
     found.ended().await;
-    assert!(process::Process::from_pid_file(&path).unwrap().is_none(), "a zombie is no process");
+    assert!(
+        process::Process::from_pid_file(&path).unwrap().is_none(),
+        "a zombie is no process"
+    );
     child.wait().unwrap();
     assert!(process::Process::from_pid_file(&path).unwrap().is_none());
     // The same number, another process.

@@ -13,7 +13,10 @@ pub fn line(task: &Task, region: &str) -> Option<LedgerLine> {
         }
         _ => task.execution_stopped_at,
     };
-    let closed = ended.map(|at| Closing { at: at.max(opened_at), at_last_heartbeat: task.ended_at_heartbeat });
+    let closed = ended.map(|at| Closing {
+        at: at.max(opened_at),
+        at_last_heartbeat: task.ended_at_heartbeat,
+    });
     Some(LedgerLine {
         task: task.id.clone(),
         cluster: task.cluster.clone(),

@@ -17,11 +17,23 @@ use crate::model::bill::{Bill, BilledLine, LedgerLine};
 pub const FREE_STORAGE_GIB: u32 = 20;
 
 /// The bill over `lines`; open ones are billed up to `now`.
-pub fn bill(lines: Vec<LedgerLine>, prices: &PriceList, minimum_seconds: u64, now: Timestamp) -> Result<Bill, PriceError> {
-    let lines: Vec<BilledLine> =
-        lines.into_iter().map(|line| bill_line(line, prices, minimum_seconds, now)).collect::<Result<_, _>>()?;
+pub fn bill(
+    lines: Vec<LedgerLine>,
+    prices: &PriceList,
+    minimum_seconds: u64,
+    now: Timestamp,
+) -> Result<Bill, PriceError> {
+    let lines: Vec<BilledLine> = lines
+        .into_iter()
+        .map(|line| bill_line(line, prices, minimum_seconds, now))
+        .collect::<Result<_, _>>()?;
     let total_nanos = lines.iter().map(|line| line.total_nanos).sum();
-    Ok(Bill { currency: prices.currency().to_owned(), minimum_seconds, lines, total_nanos })
+    Ok(Bill {
+        currency: prices.currency().to_owned(),
+        minimum_seconds,
+        lines,
+        total_nanos,
+    })
 }
 
 /// Seconds billed for an interval in milliseconds: rounded up, at least the minimum.
@@ -48,7 +60,9 @@ fn bill_line(
         vcpu_nanos,
         memory_nanos,
         storage_nanos,
-        total_nanos: vcpu_nanos.saturating_add(memory_nanos).saturating_add(storage_nanos),
+        total_nanos: vcpu_nanos
+            .saturating_add(memory_nanos)
+            .saturating_add(storage_nanos),
         line,
     })
 }

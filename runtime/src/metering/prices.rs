@@ -15,7 +15,12 @@ pub enum PriceError {
     #[error("the price list cannot be read: {0}")]
     Format(#[from] serde_json::Error),
     #[error("the price list has no {purchase:?} price for {architecture:?} in {region} at {at}", at = .at.0)]
-    Missing { region: String, architecture: Architecture, purchase: Purchase, at: Timestamp },
+    Missing {
+        region: String,
+        architecture: Architecture,
+        purchase: Purchase,
+        at: Timestamp,
+    },
 }
 
 /// Prices per hour in nano-units of the currency.

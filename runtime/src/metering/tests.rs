@@ -18,12 +18,18 @@ fn ledger_line(millis: u64) -> LedgerLine {
         ephemeral_storage_gib: 20,
         tags: vec![],
         opened_at: Timestamp(1_000),
-        closed: Some(Closing { at: Timestamp(1_000 + millis), at_last_heartbeat: false }),
+        closed: Some(Closing {
+            at: Timestamp(1_000 + millis),
+            at_last_heartbeat: false,
+        }),
     }
 }
 
 fn billed(line: LedgerLine) -> BilledLine {
-    bill(vec![line], &PriceList::built_in().unwrap(), 60, Timestamp(0)).unwrap().lines.remove(0)
+    bill(vec![line], &PriceList::built_in().unwrap(), 60, Timestamp(0))
+        .unwrap()
+        .lines
+        .remove(0)
 }
 
 #[test]
@@ -31,7 +37,10 @@ fn three_seconds_are_billed_as_the_minimum_of_sixty() {
     let line = billed(ledger_line(3_000));
     assert_eq!(line.billed_seconds, 60);
     // 60 s of a quarter of a vCPU at 40,480,000 n$/h, and of half a GB at 4,445,000 n$/h.
-    assert_eq!((line.vcpu_nanos, line.memory_nanos, line.storage_nanos), (168_667, 37_042, 0));
+    assert_eq!(
+        (line.vcpu_nanos, line.memory_nanos, line.storage_nanos),
+        (168_667, 37_042, 0)
+    );
     assert_eq!(line.total_nanos, 205_709);
 }
 
@@ -44,7 +53,10 @@ fn a_begun_second_is_billed_whole() {
 
 #[test]
 fn only_storage_beyond_the_free_part_costs() {
-    let line = LedgerLine { ephemeral_storage_gib: 30, ..ledger_line(3_600_000) };
+    let line = LedgerLine {
+        ephemeral_storage_gib: 30,
+        ..ledger_line(3_600_000)
+    };
     assert_eq!(billed(line).storage_nanos, 1_110_000);
 }
 
@@ -58,9 +70,19 @@ fn a_price_change_holds_for_lines_opened_from_then_on_and_a_region_beats_any() {
         {"from_ms": 2000, "region": "us-east-1", "architecture": "x86_64", "purchase": "on_demand",
          "vcpu_hour_nanos": 3, "gb_hour_nanos": 0, "storage_gb_hour_nanos": 0}]}"#;
     let list = PriceList::parse(list).unwrap();
-    let price = |opened| list.at(&LedgerLine { opened_at: Timestamp(opened), ..ledger_line(1) }).unwrap().vcpu_hour_nanos;
+    let price = |opened| {
+        list.at(&LedgerLine {
+            opened_at: Timestamp(opened),
+            ..ledger_line(1)
+        })
+        .unwrap()
+        .vcpu_hour_nanos
+    };
     assert_eq!([price(499), price(500), price(1_999), price(2_000)], [1, 2, 2, 3]);
-    let spot = LedgerLine { purchase: Purchase::Spot, ..ledger_line(1) };
+    let spot = LedgerLine {
+        purchase: Purchase::Spot,
+        ..ledger_line(1)
+    };
     assert!(matches!(list.at(&spot), Err(PriceError::Missing { .. })));
 }
 

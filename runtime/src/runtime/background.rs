@@ -17,8 +17,12 @@ impl Runtime {
     /// Goes on until the last handle is dropped.
     pub(super) fn start_background(&self) {
         let shared = Arc::downgrade(&self.shared);
-        tokio::spawn(every(HEARTBEAT_INTERVAL, shared.clone(), async |runtime| runtime.beat().await));
-        tokio::spawn(every(SWEEP_INTERVAL, shared, async |runtime| runtime.sweep().await));
+        tokio::spawn(every(HEARTBEAT_INTERVAL, shared.clone(), async |runtime| {
+            runtime.beat().await
+        }));
+        tokio::spawn(every(SWEEP_INTERVAL, shared, async |runtime| {
+            runtime.sweep().await
+        }));
     }
 
     async fn beat(&self) -> Result<(), RuntimeError> {
@@ -40,7 +44,10 @@ impl Runtime {
                 if task.containers.iter().all(|container| container.log.is_none()) {
                     context.outputs.remove(&task.id)?;
                 }
-                context.records.commit(Transaction::default().delete(keys::task(&task.id))).await?;
+                context
+                    .records
+                    .commit(Transaction::default().delete(keys::task(&task.id)))
+                    .await?;
             }
         }
         for token in context.records.list::<UsedToken>(keys::CLIENT_TOKENS).await? {

@@ -18,6 +18,11 @@ impl Runtime {
             .collect();
         lines.sort_by(|a, b| (a.opened_at, &a.task).cmp(&(b.opened_at, &b.task)));
         let minimum = self.shared.settings.minimum_billed_seconds;
-        Ok(metering::bill(lines, &self.shared.prices, minimum, context.clock.now())?)
+        Ok(metering::bill(
+            lines,
+            &self.shared.prices,
+            minimum,
+            context.clock.now(),
+        )?)
     }
 }

@@ -50,7 +50,9 @@ impl Runtime {
         for task in self.tasks().await?.iter().filter(|task| task.cluster == name) {
             match task.status {
                 TaskStatus::Running => counts.running += 1,
-                TaskStatus::Provisioning | TaskStatus::Pending | TaskStatus::Activating => counts.pending += 1,
+                TaskStatus::Provisioning | TaskStatus::Pending | TaskStatus::Activating => {
+                    counts.pending += 1
+                }
                 _ => {}
             }
         }
@@ -63,9 +65,15 @@ impl Runtime {
         let _admission = self.shared.admission.lock().await;
         let (mut cluster, revision) = self.active_cluster(name).await?;
         let tasks = self.tasks().await?;
-        let left = tasks.iter().filter(|task| task.cluster == name && task.status != TaskStatus::Stopped).count();
+        let left = tasks
+            .iter()
+            .filter(|task| task.cluster == name && task.status != TaskStatus::Stopped)
+            .count();
         if left > 0 {
-            return Err(RuntimeError::ClusterHasTasks { cluster: name.to_owned(), tasks: left });
+            return Err(RuntimeError::ClusterHasTasks {
+                cluster: name.to_owned(),
+                tasks: left,
+            });
         }
         cluster.status = ClusterStatus::Inactive;
         let transaction = Transaction::default().replace(keys::cluster(name), revision, &cluster)?;

@@ -20,7 +20,10 @@ impl Runtime {
             let last: Option<Record<u32>> = context.records.get(&keys::family(family)).await?;
             let revision = last.as_ref().map_or(0, |last| last.value).saturating_add(1);
             let definition = TaskDefinition {
-                id: DefinitionId { family: family.to_owned(), revision },
+                id: DefinitionId {
+                    family: family.to_owned(),
+                    revision,
+                },
                 status: DefinitionStatus::Active,
                 spec: spec.clone(),
                 tags: tags.clone(),
@@ -43,15 +46,24 @@ impl Runtime {
     }
 
     /// The given revision, or the latest active one.
-    pub async fn definition(&self, family: &str, revision: Option<u32>) -> Result<TaskDefinition, RuntimeError> {
+    pub async fn definition(
+        &self,
+        family: &str,
+        revision: Option<u32>,
+    ) -> Result<TaskDefinition, RuntimeError> {
         let records = &self.shared.context.records;
         let found = match revision {
             Some(revision) => {
-                let id = DefinitionId { family: family.to_owned(), revision };
+                let id = DefinitionId {
+                    family: family.to_owned(),
+                    revision,
+                };
                 records.get::<TaskDefinition>(&keys::definition(&id)).await?
             }
             None => {
-                let mut all = records.list::<TaskDefinition>(&keys::definitions_of(family)).await?;
+                let mut all = records
+                    .list::<TaskDefinition>(&keys::definitions_of(family))
+                    .await?;
                 all.retain(|record| record.value.status == DefinitionStatus::Active);
                 all.pop()
             }

@@ -30,17 +30,29 @@ impl Runtime {
         let streams: Vec<_> = streams
             .into_iter()
             .map(|record| {
-                let path = self.shared.context.outputs.path(&record.value.task, &record.value.container);
+                let path = self
+                    .shared
+                    .context
+                    .outputs
+                    .path(&record.value.task, &record.value.container);
                 (record.value, path)
             })
             .collect();
         blocking(move || {
-            streams.into_iter().map(|(stream, path)| Ok((stream, logs::stats(&path)?))).collect::<Result<_, _>>()
+            streams
+                .into_iter()
+                .map(|(stream, path)| Ok((stream, logs::stats(&path)?)))
+                .collect::<Result<_, _>>()
         })
         .await
     }
 
-    pub async fn log_events(&self, group: &str, stream: &str, query: LogQuery) -> Result<LogPage, RuntimeError> {
+    pub async fn log_events(
+        &self,
+        group: &str,
+        stream: &str,
+        query: LogQuery,
+    ) -> Result<LogPage, RuntimeError> {
         let records = &self.shared.context.records;
         if records.get::<LogGroup>(&keys::log_group(group)).await?.is_none() {
             return Err(RuntimeError::LogGroupNotFound(group.to_owned()));

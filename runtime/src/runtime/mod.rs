@@ -185,6 +185,9 @@ impl Runtime {
     }
 
     fn supervisors(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, mpsc::UnboundedSender<StopRequest>>> {
-        self.shared.supervisors.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .supervisors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -27,7 +27,11 @@ impl Runtime {
 
     /// Addresses that the subnet could still give.
     pub async fn available_addresses(&self, subnet_id: &str) -> Result<u64, RuntimeError> {
-        let subnet = self.subnets().await?.into_iter().find(|subnet| subnet.id == subnet_id);
+        let subnet = self
+            .subnets()
+            .await?
+            .into_iter()
+            .find(|subnet| subnet.id == subnet_id);
         let subnet = subnet.ok_or_else(|| RuntimeError::SubnetNotFound(subnet_id.to_owned()))?;
         let taken = self.taken_addresses(subnet_id).await?.len() as u64;
         Ok(u64::from(ipam::capacity(subnet.cidr)).saturating_sub(taken))

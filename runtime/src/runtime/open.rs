@@ -43,7 +43,11 @@ impl Runtime {
     /// crash left, and takes running tasks up again.
     pub async fn open(config: RuntimeConfig) -> Result<Runtime, RuntimeError> {
         let dir = config.data_dir.as_path();
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| internal(dir, &error))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|error| internal(dir, &error))?;
         let store = SqliteStore::open(&dir.join("state.db"))?;
         let records = Records::new(Arc::new(store));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -55,12 +59,29 @@ impl Runtime {
                 max_compressed_bytes: MAX_IMAGE_BYTES,
             },
         );
-        let network = NetworkOptions { uplink: true, prefix: config.host_prefix.clone() };
+        let network = NetworkOptions {
+            uplink: true,
+            prefix: config.host_prefix.clone(),
+        };
         let network = Network::open(network).map_err(chain)?;
         let cgroups = Cgroups::open(&config.host_prefix).map_err(chain)?;
-        let binaries = Binaries { vmm: config.vmm, kernel: config.kernel, initrd: config.initrd };
-        let host = Arc::new(LocalHost::open(dir, binaries, cgroups, network, images.map_err(chain)?)?);
-        let tasks: Vec<Task> = unfinished(&records).await?.into_iter().map(|record| record.value).collect();
+        let binaries = Binaries {
+            vmm: config.vmm,
+            kernel: config.kernel,
+            initrd: config.initrd,
+        };
+        let host = Arc::new(LocalHost::open(
+            dir,
+            binaries,
+            cgroups,
+            network,
+            images.map_err(chain)?,
+        )?);
+        let tasks: Vec<Task> = unfinished(&records)
+            .await?
+            .into_iter()
+            .map(|record| record.value)
+            .collect();
         set_up_networks(&host, &records, &tasks).await?;
         let kept: Vec<_> = tasks.iter().map(|task| task.id.clone()).collect();
         host.remove_leftovers(&kept).await?;
@@ -116,8 +137,16 @@ async fn unfinished(records: &Records) -> Result<Vec<Record<Task>>, StoreError> 
 }
 
 /// The default cluster, VPC, subnet and security group, unless the store has them.
-pub(super) async fn make_defaults(records: &Records, region: &str, now: Timestamp) -> Result<(), RuntimeError> {
-    if records.get::<Cluster>(&keys::cluster(DEFAULT_CLUSTER)).await?.is_none() {
+pub(super) async fn make_defaults(
+    records: &Records,
+    region: &str,
+    now: Timestamp,
+) -> Result<(), RuntimeError> {
+    if records
+        .get::<Cluster>(&keys::cluster(DEFAULT_CLUSTER))
+        .await?
+        .is_none()
+    {
         let cluster = Cluster {
             name: DEFAULT_CLUSTER.to_owned(),
             status: ClusterStatus::Active,
@@ -131,8 +160,16 @@ pub(super) async fn make_defaults(records: &Records, region: &str, now: Timestam
     if !records.list::<Vpc>(keys::VPCS).await?.is_empty() {
         return Ok(());
     }
-    let cidr = |text: &str| text.parse().map_err(|_| RuntimeError::Internal(format!("{text} is no network")));
-    let vpc = Vpc { id: random_id("vpc"), index: 0, cidr: cidr(DEFAULT_VPC_CIDR)?, is_default: true };
+    let cidr = |text: &str| {
+        text.parse()
+            .map_err(|_| RuntimeError::Internal(format!("{text} is no network")))
+    };
+    let vpc = Vpc {
+        id: random_id("vpc"),
+        index: 0,
+        cidr: cidr(DEFAULT_VPC_CIDR)?,
+        is_default: true,
+    };
     let subnet = Subnet {
         id: random_id("subnet"),
         vpc_id: vpc.id.clone(),
@@ -160,18 +197,36 @@ async fn set_up_networks(host: &LocalHost, records: &Records, tasks: &[Task]) ->
     let network = host.network();
     for vpc in records.list::<Vpc>(keys::VPCS).await? {
         let vpc = vpc.value;
-        let spec = VpcSpec { id: vpc.id, index: vpc.index, cidr: vpc.cidr };
+        let spec = VpcSpec {
+            id: vpc.id,
+            index: vpc.index,
+            cidr: vpc.cidr,
+        };
         network.ensure_vpc(&spec).await.map_err(chain)?;
         let groups = records.list::<SecurityGroup>(keys::SECURITY_GROUPS).await?;
-        let groups = groups.into_iter().map(|group| group.value).filter(|group| group.vpc_id == spec.id);
-        let groups = groups.map(|group| SecurityGroupSpec::default_group(&group.id, &group.vpc_id)).collect();
-        network.set_security_groups(&spec.id, groups).await.map_err(chain)?;
+        let groups = groups
+            .into_iter()
+            .map(|group| group.value)
+            .filter(|group| group.vpc_id == spec.id);
+        let groups = groups
+            .map(|group| SecurityGroupSpec::default_group(&group.id, &group.vpc_id))
+            .collect();
+        network
+            .set_security_groups(&spec.id, groups)
+            .await
+            .map_err(chain)?;
     }
     for subnet in records.list::<Subnet>(keys::SUBNETS).await? {
         let Subnet { id, vpc_id, cidr, .. } = subnet.value;
-        network.ensure_subnet(&SubnetSpec { id, vpc_id, cidr }).await.map_err(chain)?;
+        network
+            .ensure_subnet(&SubnetSpec { id, vpc_id, cidr })
+            .await
+            .map_err(chain)?;
     }
-    let enis = tasks.iter().map(|task| eni_spec(&task.eni)).collect::<Result<Vec<_>, _>>()?;
+    let enis = tasks
+        .iter()
+        .map(|task| eni_spec(&task.eni))
+        .collect::<Result<Vec<_>, _>>()?;
     network.adopt(&enis).await.map_err(chain)?;
     Ok(())
 }
@@ -190,8 +245,15 @@ fn price_list(dir: &Path) -> Result<PriceList, RuntimeError> {
 fn host_memory_bytes() -> Result<u64, RuntimeError> {
     let path = Path::new("/proc/meminfo");
     let text = std::fs::read_to_string(path).map_err(|error| internal(path, &error))?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
-    let total: u64 = total.ok_or_else(|| RuntimeError::Internal("/proc/meminfo has no MemTotal".to_owned()))?;
+    let total = text.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse()
+            .ok()
+    });
+    let total: u64 =
+        total.ok_or_else(|| RuntimeError::Internal("/proc/meminfo has no MemTotal".to_owned()))?;
     Ok(total << 10)
 }
 

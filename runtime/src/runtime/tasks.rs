@@ -16,7 +16,8 @@ use crate::model::definition::{
 use crate::model::log::{LogGroup, LogStream};
 use crate::model::network::{SecurityGroup, Subnet};
 use crate::model::task::{
-    Container, ContainerStatus, DesiredStatus, Eni, LogTarget, Overrides, StopCause, StopCode, Task, TaskId, TaskStatus,
+    Container, ContainerStatus, DesiredStatus, Eni, LogTarget, Overrides, StopCause, StopCode, Task, TaskId,
+    TaskStatus,
 };
 use crate::network::{MacAddr, ipam};
 use crate::state::keys;
@@ -52,12 +53,19 @@ impl Runtime {
         {
             return Ok(tasks);
         }
-        let definition = self.definition(&request.definition.family, Some(request.definition.revision)).await?;
+        let definition = self
+            .definition(&request.definition.family, Some(request.definition.revision))
+            .await?;
         if definition.status == DefinitionStatus::Inactive {
             return Err(RuntimeError::DefinitionInactive(definition.id));
         }
         for chosen in &request.overrides.containers {
-            if !definition.spec.containers.iter().any(|container| container.name == chosen.name) {
+            if !definition
+                .spec
+                .containers
+                .iter()
+                .any(|container| container.name == chosen.name)
+            {
                 return Err(RuntimeError::ContainerNotFound(chosen.name.clone()));
             }
         }
@@ -65,16 +73,26 @@ impl Runtime {
         let mut taken = self.taken_addresses(&place.subnet.id).await?;
         let mut tasks = Vec::new();
         for _ in 0..request.count {
-            let address =
-                ipam::next_free(place.subnet.cidr, &taken).ok_or(RuntimeError::Capacity("ENI"))?;
+            let address = ipam::next_free(place.subnet.cidr, &taken).ok_or(RuntimeError::Capacity("ENI"))?;
             taken.insert(address);
             tasks.push(self.new_task(&request, &definition, &place, address));
         }
         self.check_memory(&tasks).await?;
         let new_groups = self.missing_log_groups(&definition).await?;
-        let revision = self.shared.context.records.commit(self.creation(&request, new_groups, &tasks)?).await?;
+        let revision = self
+            .shared
+            .context
+            .records
+            .commit(self.creation(&request, new_groups, &tasks)?)
+            .await?;
         for task in &tasks {
-            self.supervise(Record { value: task.clone(), revision }, false);
+            self.supervise(
+                Record {
+                    value: task.clone(),
+                    revision,
+                },
+                false,
+            );
         }
         Ok(tasks)
     }
@@ -88,7 +106,9 @@ impl Runtime {
     ) -> Result<Option<Vec<Task>>, RuntimeError> {
         let key = keys::client_token(cluster, token);
         let used: Option<Record<UsedToken>> = self.shared.context.records.get(&key).await?;
-        let Some(used) = used.map(|record| record.value) else { return Ok(None) };
+        let Some(used) = used.map(|record| record.value) else {
+            return Ok(None);
+        };
         let mut tasks = Vec::new();
         for id in &used.tasks {
             match self.task(id).await {
@@ -98,13 +118,23 @@ impl Runtime {
                 Err(error) => return Err(error),
             }
         }
-        if used.request_digest == request_digest { Ok(Some(tasks)) } else { Err(RuntimeError::TokenConflict(tasks)) }
+        if used.request_digest == request_digest {
+            Ok(Some(tasks))
+        } else {
+            Err(RuntimeError::TokenConflict(tasks))
+        }
     }
 
     /// Idempotent; returns the task as it is just after.
     pub async fn stop_task(&self, id: &TaskId, code: StopCode, reason: &str) -> Result<Task, RuntimeError> {
         let (reply, answer) = oneshot::channel();
-        let request = StopRequest { cause: StopCause { code, reason: reason.to_owned() }, reply };
+        let request = StopRequest {
+            cause: StopCause {
+                code,
+                reason: reason.to_owned(),
+            },
+            reply,
+        };
         let supervisor = self.supervisors().get(id).cloned();
         if let Some(supervisor) = supervisor
             && supervisor.send(request).is_ok()
@@ -118,7 +148,9 @@ impl Runtime {
 
     pub async fn task(&self, id: &TaskId) -> Result<Task, RuntimeError> {
         let record: Option<Record<Task>> = self.shared.context.records.get(&keys::task(id)).await?;
-        record.map(|record| record.value).ok_or_else(|| RuntimeError::TaskNotFound(id.to_string()))
+        record
+            .map(|record| record.value)
+            .ok_or_else(|| RuntimeError::TaskNotFound(id.to_string()))
     }
 
     /// All tasks, newest first; stopped ones are kept for a while.
@@ -130,7 +162,12 @@ impl Runtime {
     }
 
     /// Waits until the task's version is above `version`, or `timeout` passes; returns it as it is then.
-    pub async fn task_after(&self, id: &TaskId, version: u64, timeout: Duration) -> Result<Task, RuntimeError> {
+    pub async fn task_after(
+        &self,
+        id: &TaskId,
+        version: u64,
+        timeout: Duration,
+    ) -> Result<Task, RuntimeError> {
         let store = self.shared.context.records.store();
         let mut changes = store.watch(&keys::task(id), store.revision().await?).await?;
         let deadline = tokio::time::Instant::now() + timeout;
@@ -145,15 +182,33 @@ impl Runtime {
 
     /// None unless the task is pulling just now.
     pub fn pull_status(&self, id: &TaskId) -> Option<PullStatus> {
-        let pulls = self.shared.context.pulls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let pulls = self
+            .shared
+            .context
+            .pulls
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         pulls.get(id).copied()
     }
 
     /// The log groups that the definition names and that do not exist.
-    async fn missing_log_groups(&self, definition: &TaskDefinition) -> Result<BTreeSet<String>, RuntimeError> {
+    async fn missing_log_groups(
+        &self,
+        definition: &TaskDefinition,
+    ) -> Result<BTreeSet<String>, RuntimeError> {
         let mut missing = BTreeSet::new();
-        for log in definition.spec.containers.iter().filter_map(|container| container.log.as_ref()) {
-            let found: Option<Record<LogGroup>> = self.shared.context.records.get(&keys::log_group(&log.group)).await?;
+        for log in definition
+            .spec
+            .containers
+            .iter()
+            .filter_map(|container| container.log.as_ref())
+        {
+            let found: Option<Record<LogGroup>> = self
+                .shared
+                .context
+                .records
+                .get(&keys::log_group(&log.group))
+                .await?;
             if found.is_none() {
                 missing.insert(log.group.clone());
             }
@@ -176,7 +231,10 @@ impl Runtime {
             let group = groups.iter().find(|group| group.id == *id);
             let group = group.ok_or_else(|| RuntimeError::SecurityGroupNotFound(id.clone()))?;
             if group.vpc_id != subnet.vpc_id {
-                return Err(RuntimeError::SecurityGroupElsewhere { group: id.clone(), subnet: subnet.id });
+                return Err(RuntimeError::SecurityGroupElsewhere {
+                    group: id.clone(),
+                    subnet: subnet.id,
+                });
             }
             chosen.insert(id.clone());
         }
@@ -184,14 +242,20 @@ impl Runtime {
             let default = |group: &&SecurityGroup| group.vpc_id == subnet.vpc_id && group.is_default;
             chosen.extend(groups.iter().find(default).map(|group| group.id.clone()));
         }
-        Ok(Place { subnet, security_groups: chosen.into_iter().collect() })
+        Ok(Place {
+            subnet,
+            security_groups: chosen.into_iter().collect(),
+        })
     }
 
     /// Guests' memory is never overcommitted: all of it could be touched at any time.
     async fn check_memory(&self, new: &[Task]) -> Result<(), RuntimeError> {
         let running = self.tasks().await?;
         let running = running.iter().filter(|task| task.status != TaskStatus::Stopped);
-        let needed = running.chain(new).map(|task| machine::memory_bytes(task.memory_mib)).sum::<u64>();
+        let needed = running
+            .chain(new)
+            .map(|task| machine::memory_bytes(task.memory_mib))
+            .sum::<u64>();
         if needed > self.shared.settings.host_memory_bytes {
             return Err(RuntimeError::Capacity("MEMORY"));
         }
@@ -225,7 +289,10 @@ impl Runtime {
                 .or(spec.ephemeral_storage_gib)
                 .unwrap_or(DEFAULT_EPHEMERAL_STORAGE_GIB),
             overrides: overrides.clone(),
-            group: request.group.clone().unwrap_or_else(|| format!("family:{}", definition.id.family)),
+            group: request
+                .group
+                .clone()
+                .unwrap_or_else(|| format!("family:{}", definition.id.family)),
             started_by: request.started_by.clone(),
             enable_execute_command: request.enable_execute_command,
             tags: request.tags.clone(),
@@ -283,7 +350,13 @@ impl Runtime {
             }
         }
         for name in new_groups {
-            transaction = transaction.create(keys::log_group(&name), &LogGroup { name: name.clone(), created_at: now })?;
+            transaction = transaction.create(
+                keys::log_group(&name),
+                &LogGroup {
+                    name: name.clone(),
+                    created_at: now,
+                },
+            )?;
         }
         if let Some((token, digest)) = &request.client_token {
             let used = UsedToken {
@@ -299,8 +372,16 @@ impl Runtime {
     }
 }
 
-fn new_container(id: &TaskId, index: usize, definition: &ContainerDefinition, overrides: &Overrides) -> Container {
-    let chosen = overrides.containers.iter().find(|chosen| chosen.name == definition.name);
+fn new_container(
+    id: &TaskId,
+    index: usize,
+    definition: &ContainerDefinition,
+    overrides: &Overrides,
+) -> Container {
+    let chosen = overrides
+        .containers
+        .iter()
+        .find(|chosen| chosen.name == definition.name);
     Container {
         name: definition.name.clone(),
         image: definition.image.clone(),
@@ -311,7 +392,9 @@ fn new_container(id: &TaskId, index: usize, definition: &ContainerDefinition, ov
         exit_code: None,
         reason: None,
         cpu: chosen.and_then(|chosen| chosen.cpu).unwrap_or(definition.cpu),
-        memory_mib: chosen.and_then(|chosen| chosen.memory_mib).or(definition.memory_mib),
+        memory_mib: chosen
+            .and_then(|chosen| chosen.memory_mib)
+            .or(definition.memory_mib),
         memory_reservation_mib: chosen
             .and_then(|chosen| chosen.memory_reservation_mib)
             .or(definition.memory_reservation_mib),
@@ -326,5 +409,12 @@ fn new_container(id: &TaskId, index: usize, definition: &ContainerDefinition, ov
 fn random_uuid() -> String {
     let random = rand::random::<u128>() & !(0xf << 76) & !(0xc << 60) | 4 << 76 | 8 << 60;
     let hex = format!("{random:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }

@@ -26,7 +26,10 @@ impl World {
     fn new(output: &[u8], exit_code: Option<i32>) -> World {
         World {
             dir: tempfile::tempdir().unwrap(),
-            host: Arc::new(SimulatedHost::new(Script { output: output.to_vec(), exit_code })),
+            host: Arc::new(SimulatedHost::new(Script {
+                output: output.to_vec(),
+                exit_code,
+            })),
             clock: Arc::new(SimulatedClock::at(Timestamp(1_700_000_000_000))),
         }
     }
@@ -34,7 +37,9 @@ impl World {
     async fn daemon(&self) -> Runtime {
         let store = SqliteStore::open(&self.dir.path().join("state.db")).unwrap();
         let records = Records::new(Arc::new(store));
-        make_defaults(&records, "us-east-1", self.clock.now()).await.unwrap();
+        make_defaults(&records, "us-east-1", self.clock.now())
+            .await
+            .unwrap();
         let parts = Parts {
             records,
             host: Arc::clone(&self.host) as _,
@@ -94,7 +99,10 @@ fn definition() -> DefinitionSpec {
 }
 
 async fn request(runtime: &Runtime, count: u32) -> RunTask {
-    let definition = runtime.register("web", definition(), vec![], "root").await.unwrap();
+    let definition = runtime
+        .register("web", definition(), vec![], "root")
+        .await
+        .unwrap();
     RunTask {
         cluster: "default".into(),
         definition: definition.id,
@@ -120,18 +128,33 @@ async fn until(runtime: &Runtime, id: &TaskId, status: TaskStatus) -> Task {
     let wait = async {
         let mut task = runtime.task(id).await.unwrap();
         while task.status < status {
-            task = runtime.task_after(id, task.version, Duration::from_secs(1)).await.unwrap();
+            task = runtime
+                .task_after(id, task.version, Duration::from_secs(1))
+                .await
+                .unwrap();
         }
         task
     };
-    tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the state is reached in time")
+    tokio::time::timeout(Duration::from_secs(30), wait)
+        .await
+        .expect("the state is reached in time")
 }
 
 async fn text(runtime: &Runtime, task: &Task) -> Vec<u8> {
     let log = task.containers[0].log.clone().unwrap();
-    let query = LogQuery { position: None, forward: true, start: None, end: None, limit: usize::MAX, max_bytes: usize::MAX };
+    let query = LogQuery {
+        position: None,
+        forward: true,
+        start: None,
+        end: None,
+        limit: usize::MAX,
+        max_bytes: usize::MAX,
+    };
     let page = runtime.log_events(&log.group, &log.stream, query).await.unwrap();
-    page.events.into_iter().flat_map(|event| [event.bytes, vec![b'\n'; usize::from(event.newline)]].concat()).collect()
+    page.events
+        .into_iter()
+        .flat_map(|event| [event.bytes, vec![b'\n'; usize::from(event.newline)]].concat())
+        .collect()
 }
 
 #[tokio::test]
@@ -141,13 +164,19 @@ async fn a_task_runs_ends_with_its_exit_code_and_leaves_nothing_but_its_record_l
     let id = run_one(&runtime).await;
     let task = until(&runtime, &id, TaskStatus::Stopped).await;
     assert_eq!(task.containers[0].exit_code, Some(7));
-    assert_eq!(task.stop.as_ref().unwrap().code, StopCode::EssentialContainerExited);
+    assert_eq!(
+        task.stop.as_ref().unwrap().code,
+        StopCode::EssentialContainerExited
+    );
     assert_eq!(text(&runtime, &task).await, b"one\ntwo");
     assert_eq!(world.host.left(), (0, 0));
     let (subnet, all) = (runtime.subnets().await.unwrap().remove(0).id, 4096 - 5);
     assert_eq!(runtime.available_addresses(&subnet).await.unwrap(), all);
     let bill = runtime.bill(BillQuery::default()).await.unwrap();
-    assert_eq!((bill.lines.len(), bill.lines[0].billed_seconds, bill.lines[0].open), (1, 60, false));
+    assert_eq!(
+        (bill.lines.len(), bill.lines[0].billed_seconds, bill.lines[0].open),
+        (1, 60, false)
+    );
 }
 
 #[tokio::test]
@@ -159,10 +188,19 @@ async fn sixty_one_and_a_fifth_seconds_are_billed_as_sixty_two() {
     world.clock.advance_millis(61_200);
     let open = runtime.bill(BillQuery::default()).await.unwrap();
     assert!(open.lines[0].open);
-    runtime.stop_task(&id, StopCode::UserInitiated, "enough").await.unwrap();
+    runtime
+        .stop_task(&id, StopCode::UserInitiated, "enough")
+        .await
+        .unwrap();
     until(&runtime, &id, TaskStatus::Stopped).await;
     world.clock.advance_millis(100_000);
-    let bill = runtime.bill(BillQuery { task: Some(id), since: None }).await.unwrap();
+    let bill = runtime
+        .bill(BillQuery {
+            task: Some(id),
+            since: None,
+        })
+        .await
+        .unwrap();
     assert_eq!(bill.lines[0].billed_seconds, 62);
     assert_eq!(bill.total_nanos, 174_289 + 38_276);
     assert_eq!(open.total_nanos, bill.total_nanos);
@@ -170,7 +208,9 @@ async fn sixty_one_and_a_fifth_seconds_are_billed_as_sixty_two() {
 
 #[tokio::test]
 async fn a_running_task_outlives_the_daemon_and_its_output_is_neither_lost_nor_repeated() {
-    let output: Vec<u8> = (0..5_000).flat_map(|line| format!("line {line}\n").into_bytes()).collect();
+    let output: Vec<u8> = (0..5_000)
+        .flat_map(|line| format!("line {line}\n").into_bytes())
+        .collect();
     let world = World::new(&output, None);
     let first = world.daemon().await;
     let id = run_one(&first).await;
@@ -182,7 +222,10 @@ async fn a_running_task_outlives_the_daemon_and_its_output_is_neither_lost_nor_r
     drop(first);
     let second = world.daemon().await;
     until(&second, &id, TaskStatus::Running).await;
-    second.stop_task(&id, StopCode::UserInitiated, "enough").await.unwrap();
+    second
+        .stop_task(&id, StopCode::UserInitiated, "enough")
+        .await
+        .unwrap();
     let task = until(&second, &id, TaskStatus::Stopped).await;
     assert_eq!(task.stop.as_ref().unwrap().reason, "enough");
     assert_eq!(text(&second, &task).await, output);
@@ -233,7 +276,13 @@ async fn a_failed_pull_stops_the_task_before_it_starts() {
     let id = run_one(&runtime).await;
     let task = until(&runtime, &id, TaskStatus::Stopped).await;
     let cause = task.stop.unwrap();
-    assert_eq!((cause.code, cause.reason.as_str()), (StopCode::TaskFailedToStart, "CannotPullContainerError: no such image"));
+    assert_eq!(
+        (cause.code, cause.reason.as_str()),
+        (
+            StopCode::TaskFailedToStart,
+            "CannotPullContainerError: no such image"
+        )
+    );
     assert_eq!(world.host.left(), (0, 0));
 }
 
@@ -260,7 +309,10 @@ async fn memory_is_never_promised_twice() {
     let mut request = request(&runtime, 10).await;
     runtime.run_task(request.clone()).await.unwrap();
     request.count = 5;
-    assert!(matches!(runtime.run_task(request).await, Err(RuntimeError::Capacity("MEMORY"))));
+    assert!(matches!(
+        runtime.run_task(request).await,
+        Err(RuntimeError::Capacity("MEMORY"))
+    ));
     assert_eq!(runtime.tasks().await.unwrap().len(), 10, "all or none");
 }
 
@@ -269,8 +321,14 @@ async fn a_cluster_with_tasks_cannot_be_deleted_and_one_without_can() {
     let world = World::new(b"", None);
     let runtime = world.daemon().await;
     let id = run_one(&runtime).await;
-    assert!(matches!(runtime.delete_cluster("default").await, Err(RuntimeError::ClusterHasTasks { tasks: 1, .. })));
-    runtime.stop_task(&id, StopCode::UserInitiated, "enough").await.unwrap();
+    assert!(matches!(
+        runtime.delete_cluster("default").await,
+        Err(RuntimeError::ClusterHasTasks { tasks: 1, .. })
+    ));
+    runtime
+        .stop_task(&id, StopCode::UserInitiated, "enough")
+        .await
+        .unwrap();
     until(&runtime, &id, TaskStatus::Stopped).await;
     runtime.delete_cluster("default").await.unwrap();
     let refused = runtime.run_task(request(&runtime, 1).await).await;

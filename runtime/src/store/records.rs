@@ -44,9 +44,14 @@ impl Records {
 }
 
 fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<Record<T>, StoreError> {
-    let value = serde_json::from_slice(&entry.value)
-        .map_err(|error| StoreError::Corrupt { key: entry.key.clone(), cause: error.to_string() })?;
-    Ok(Record { value, revision: entry.revision })
+    let value = serde_json::from_slice(&entry.value).map_err(|error| StoreError::Corrupt {
+        key: entry.key.clone(),
+        cause: error.to_string(),
+    })?;
+    Ok(Record {
+        value,
+        revision: entry.revision,
+    })
 }
 
 impl Transaction {
@@ -71,8 +76,10 @@ impl Transaction {
 
     /// Writes whatever was there.
     pub fn put<T: Serialize>(mut self, key: String, value: &T) -> Result<Transaction, StoreError> {
-        let value = serde_json::to_vec(value)
-            .map_err(|error| StoreError::Corrupt { key: key.clone(), cause: error.to_string() })?;
+        let value = serde_json::to_vec(value).map_err(|error| StoreError::Corrupt {
+            key: key.clone(),
+            cause: error.to_string(),
+        })?;
         self.writes.push(Write::Put { key, value });
         Ok(self)
     }

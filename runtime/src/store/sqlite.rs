@@ -95,12 +95,18 @@ struct Worker {
 impl Worker {
     fn new(connection: Connection) -> Result<Worker, StoreError> {
         connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;")
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000;",
+            )
             .map_err(failed)?;
-        let found: i64 =
-            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        let found: i64 = connection
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .map_err(failed)?;
         if found != 0 && found != SCHEMA {
-            return Err(StoreError::Schema { found, expected: SCHEMA });
+            return Err(StoreError::Schema {
+                found,
+                expected: SCHEMA,
+            });
         }
         connection
             .execute_batch(&format!(
@@ -115,9 +121,15 @@ impl Worker {
             ))
             .map_err(failed)?;
         let revision = connection
-            .query_row("SELECT COALESCE(MAX(revision), 0) FROM change", [], |row| row.get(0))
+            .query_row("SELECT COALESCE(MAX(revision), 0) FROM change", [], |row| {
+                row.get(0)
+            })
             .map_err(failed)?;
-        Ok(Worker { connection, revision, watchers: Vec::new() })
+        Ok(Worker {
+            connection,
+            revision,
+            watchers: Vec::new(),
+        })
     }
 
     fn run(&mut self, inbox: &std_mpsc::Receiver<Job>) {
@@ -186,11 +198,17 @@ impl Worker {
         let (changes, receiver) = mpsc::unbounded_channel();
         let mut statement = self
             .connection
-            .prepare_cached("SELECT revision, key, value FROM change WHERE revision > ?1 ORDER BY revision, key")
+            .prepare_cached(
+                "SELECT revision, key, value FROM change WHERE revision > ?1 ORDER BY revision, key",
+            )
             .map_err(failed)?;
         let rows = statement
             .query_map([from], |row| {
-                Ok(Change { revision: row.get(0)?, key: row.get(1)?, value: row.get(2)? })
+                Ok(Change {
+                    revision: row.get(0)?,
+                    key: row.get(1)?,
+                    value: row.get(2)?,
+                })
             })
             .map_err(failed)?;
         for change in rows {
@@ -260,13 +278,19 @@ impl Worker {
         }
         if let Some(batch) = batch {
             batch
-                .execute("DELETE FROM change WHERE revision + ?1 < ?2", params![HISTORY, revision])
+                .execute(
+                    "DELETE FROM change WHERE revision + ?1 < ?2",
+                    params![HISTORY, revision],
+                )
                 .map_err(failed)?;
             batch.commit().map_err(failed)?;
         }
         self.revision = revision;
         for watcher in &self.watchers {
-            for change in changes.iter().filter(|change| change.key.starts_with(&watcher.prefix)) {
+            for change in changes
+                .iter()
+                .filter(|change| change.key.starts_with(&watcher.prefix))
+            {
                 drop(watcher.changes.send(change.clone()));
             }
         }
@@ -319,7 +343,11 @@ fn apply(
 }
 
 fn to_entry(row: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
-    Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: row.get(2)? })
+    Ok(Entry {
+        key: row.get(0)?,
+        value: row.get(1)?,
+        revision: row.get(2)?,
+    })
 }
 
 fn failed(error: rusqlite::Error) -> StoreError {

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use super::*;
 
 fn put(key: &str, value: &str) -> Write {
-    Write::Put { key: key.to_owned(), value: value.as_bytes().to_vec() }
+    Write::Put {
+        key: key.to_owned(),
+        value: value.as_bytes().to_vec(),
+    }
 }
 
 fn open() -> (tempfile::TempDir, SqliteStore) {
@@ -17,10 +20,19 @@ fn open() -> (tempfile::TempDir, SqliteStore) {
 #[tokio::test]
 async fn a_transaction_whose_check_fails_writes_nothing() {
     let (_dir, store) = open();
-    let first = Transaction { checks: vec![], writes: vec![put("a", "1")] };
+    let first = Transaction {
+        checks: vec![],
+        writes: vec![put("a", "1")],
+    };
     let revision = store.commit(first).await.unwrap();
     let clash = Transaction {
-        checks: vec![Check::Unchanged { key: "a".into(), revision }, Check::Absent { key: "a".into() }],
+        checks: vec![
+            Check::Unchanged {
+                key: "a".into(),
+                revision,
+            },
+            Check::Absent { key: "a".into() },
+        ],
         writes: vec![put("a", "2"), put("b", "2")],
     };
     assert!(matches!(store.commit(clash).await, Err(StoreError::Conflict { key }) if key == "a"));
@@ -32,13 +44,21 @@ async fn a_transaction_whose_check_fails_writes_nothing() {
 #[tokio::test]
 async fn a_watch_replays_from_its_revision_and_then_follows() {
     let (_dir, store) = open();
-    let commit = |writes| store.commit(Transaction { checks: vec![], writes });
+    let commit = |writes| {
+        store.commit(Transaction {
+            checks: vec![],
+            writes,
+        })
+    };
     let first = commit(vec![put("t/1", "a")]).await.unwrap();
     commit(vec![put("t/2", "b"), put("u/1", "x")]).await.unwrap();
     let mut changes = store.watch("t/", first).await.unwrap();
     commit(vec![Write::Delete { key: "t/1".into() }]).await.unwrap();
     let replayed = changes.recv().await.unwrap();
-    assert_eq!((replayed.key.as_str(), replayed.value.as_deref()), ("t/2", Some(&b"b"[..])));
+    assert_eq!(
+        (replayed.key.as_str(), replayed.value.as_deref()),
+        ("t/2", Some(&b"b"[..]))
+    );
     let live = changes.recv().await.unwrap();
     assert_eq!((live.key.as_str(), live.value), ("t/1", None));
 }
@@ -47,8 +67,14 @@ async fn a_watch_replays_from_its_revision_and_then_follows() {
 async fn an_unknown_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
-    assert!(matches!(SqliteStore::open(&path), Err(StoreError::Schema { found: 99, .. })));
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .execute_batch("PRAGMA user_version = 99")
+        .unwrap();
+    assert!(matches!(
+        SqliteStore::open(&path),
+        Err(StoreError::Schema { found: 99, .. })
+    ));
 }
 
 proptest! {

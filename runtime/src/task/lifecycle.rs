@@ -15,14 +15,34 @@ pub enum Event {
     /// The task's interface exists.
     NetworkAttached,
     /// Every image is here; the digest of each container's manifest, by container name.
-    ImagesPulled { digests: BTreeMap<String, String> },
-    ContainerStarted { name: String },
-    ContainerStopped { name: String, exit_code: Option<i32>, reason: Option<String> },
+    ImagesPulled {
+        digests: BTreeMap<String, String>,
+    },
+    ContainerStarted {
+        name: String,
+    },
+    ContainerStopped {
+        name: String,
+        exit_code: Option<i32>,
+        reason: Option<String>,
+    },
     /// The action of the current state cannot succeed.
-    Failed { reason: String },
-    StopRequested { cause: StopCause },
+    Failed {
+        reason: String,
+    },
+    /// The time for starting the machine and its containers is up.
+    StartTimedOut {
+        reason: String,
+    },
+    StopRequested {
+        cause: StopCause,
+    },
     /// The machine ended, whoever ended it. `at` is when, if it is not now.
-    MachineEnded { reason: String, at: Option<Timestamp>, at_last_heartbeat: bool },
+    MachineEnded {
+        reason: String,
+        at: Option<Timestamp>,
+        at_last_heartbeat: bool,
+    },
     /// Machine, interface and disks are gone.
     Released,
 }
@@ -68,7 +88,11 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
             }
         }
         Event::ContainerStarted { name } => container_started(&mut next, name, now),
-        Event::ContainerStopped { name, exit_code, reason } => {
+        Event::ContainerStopped {
+            name,
+            exit_code,
+            reason,
+        } => {
             container_stopped(&mut next, name, *exit_code, reason.as_deref(), now);
         }
         Event::Failed { reason } => {
@@ -77,15 +101,25 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
             }
             begin_stop(&mut next, StopCode::TaskFailedToStart, reason, now);
         }
+        Event::StartTimedOut { reason } if task.status == TaskStatus::Activating => {
+            begin_stop(&mut next, StopCode::TaskFailedToStart, reason, now);
+        }
         Event::StopRequested { cause } => begin_stop(&mut next, cause.code, &cause.reason, now),
-        Event::MachineEnded { reason, at, at_last_heartbeat } => {
+        Event::MachineEnded {
+            reason,
+            at,
+            at_last_heartbeat,
+        } => {
             machine_ended(&mut next, reason, at.unwrap_or(now), *at_last_heartbeat, now);
         }
         Event::Released if task.status == TaskStatus::Deprovisioning => {
             next.status = TaskStatus::Stopped;
             next.stopped_at = Some(now);
         }
-        Event::NetworkAttached | Event::ImagesPulled { .. } | Event::Released => {}
+        Event::NetworkAttached
+        | Event::ImagesPulled { .. }
+        | Event::StartTimedOut { .. }
+        | Event::Released => {}
     }
     if next != *task {
         next.version = task.version.saturating_add(1);
@@ -94,7 +128,9 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
 }
 
 fn running(containers: &mut [Container], name: &str, from: ContainerStatus) -> Option<usize> {
-    containers.iter().position(|container| container.name == name && container.status == from)
+    containers
+        .iter()
+        .position(|container| container.name == name && container.status == from)
 }
 
 fn container_started(task: &mut Task, name: &str, now: Timestamp) {
@@ -104,15 +140,27 @@ fn container_started(task: &mut Task, name: &str, now: Timestamp) {
     if let Some(index) = running(&mut task.containers, name, ContainerStatus::Pending) {
         task.containers[index].status = ContainerStatus::Running;
     }
-    let all_started = task.containers.iter().all(|container| container.status != ContainerStatus::Pending);
+    let all_started = task
+        .containers
+        .iter()
+        .all(|container| container.status != ContainerStatus::Pending);
     if task.status == TaskStatus::Activating && all_started {
         task.status = TaskStatus::Running;
         task.started_at = Some(now);
     }
 }
 
-fn container_stopped(task: &mut Task, name: &str, exit_code: Option<i32>, reason: Option<&str>, now: Timestamp) {
-    if !matches!(task.status, TaskStatus::Activating | TaskStatus::Running | TaskStatus::Stopping) {
+fn container_stopped(
+    task: &mut Task,
+    name: &str,
+    exit_code: Option<i32>,
+    reason: Option<&str>,
+    now: Timestamp,
+) {
+    if !matches!(
+        task.status,
+        TaskStatus::Activating | TaskStatus::Running | TaskStatus::Stopping
+    ) {
         return;
     }
     let Some(container) = task
@@ -127,14 +175,22 @@ fn container_stopped(task: &mut Task, name: &str, exit_code: Option<i32>, reason
     container.exit_code = exit_code;
     container.reason = reason.map(str::to_owned);
     let essential = container.essential;
-    let all_stopped = task.containers.iter().all(|container| container.status == ContainerStatus::Stopped);
+    let all_stopped = task
+        .containers
+        .iter()
+        .all(|container| container.status == ContainerStatus::Stopped);
     if never_ran {
         let reason = reason.unwrap_or("the container could not be started").to_owned();
         begin_stop(task, StopCode::TaskFailedToStart, &reason, now);
     } else if essential || all_stopped {
         // A container may end before all were seen to run.
         task.started_at = task.started_at.or(Some(now));
-        begin_stop(task, StopCode::EssentialContainerExited, "Essential container in task exited", now);
+        begin_stop(
+            task,
+            StopCode::EssentialContainerExited,
+            "Essential container in task exited",
+            now,
+        );
     }
     if all_stopped {
         task.execution_stopped_at = task.execution_stopped_at.or(Some(now));
@@ -147,7 +203,10 @@ fn begin_stop(task: &mut Task, code: StopCode, reason: &str, now: Timestamp) {
         return;
     }
     task.desired_status = DesiredStatus::Stopped;
-    task.stop = Some(StopCause { code, reason: reason.to_owned() });
+    task.stop = Some(StopCause {
+        code,
+        reason: reason.to_owned(),
+    });
     task.stopping_at = Some(now);
     task.status = TaskStatus::Stopping;
 }

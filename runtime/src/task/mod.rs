@@ -3,9 +3,9 @@
 pub mod host;
 pub(crate) mod lifecycle;
 mod session;
-pub(crate) mod spec;
-pub(crate) mod supervisor;
 #[cfg(test)]
 pub(crate) mod simulated;
+pub(crate) mod spec;
+pub(crate) mod supervisor;
 #[cfg(test)]
 mod tests;

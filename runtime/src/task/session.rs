@@ -26,8 +26,10 @@ const READ_BYTES: usize = 128 * 1024;
 /// Longest reason of a guest that is passed on, in characters.
 const MAX_REASON_CHARS: usize = 512;
 const RETRY: Duration = Duration::from_secs(1);
-const STREAMS: [(Stream, OutputStream); 2] =
-    [(Stream::Stdout, OutputStream::Stdout), (Stream::Stderr, OutputStream::Stderr)];
+const STREAMS: [(Stream, OutputStream); 2] = [
+    (Stream::Stdout, OutputStream::Stdout),
+    (Stream::Stderr, OutputStream::Stderr),
+];
 
 /// What the supervisor wants of the guest now; said again on every connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,9 +59,19 @@ impl Session {
     ) -> Session {
         let (wanted, wanted_rx) = watch::channel(Wanted::default());
         let (ended, containers_ended) = watch::channel(false);
-        let containers = writers.into_iter().map(|(name, writer)| (name, Container::new(writer))).collect();
-        let mut worker =
-            Worker { task, hand_over, containers, clock, events: events.clone(), wanted: wanted_rx, ended };
+        let containers = writers
+            .into_iter()
+            .map(|(name, writer)| (name, Container::new(writer)))
+            .collect();
+        let mut worker = Worker {
+            task,
+            hand_over,
+            containers,
+            clock,
+            events: events.clone(),
+            wanted: wanted_rx,
+            ended,
+        };
         let of = Arc::clone(&machine);
         let running = tokio::spawn(async move {
             let end = tokio::select! {
@@ -67,11 +79,20 @@ impl Session {
                 () = worker.serve_connections(of.as_ref()) => of.ended().await,
             };
             worker.finish_logs();
-            let event = Event::MachineEnded { reason: end.reason, at: None, at_last_heartbeat: false };
+            let event = Event::MachineEnded {
+                reason: end.reason,
+                at: None,
+                at_last_heartbeat: false,
+            };
             // Nobody is left to hear it only when the daemon stops.
             drop(events.send(event));
         });
-        Session { wanted, containers_ended, machine, _running: AbortOnDropHandle::new(running) }
+        Session {
+            wanted,
+            containers_ended,
+            machine,
+            _running: AbortOnDropHandle::new(running),
+        }
     }
 
     /// Asks the containers to stop; SIGKILL follows after `grace`.
@@ -113,7 +134,12 @@ struct Container {
 
 impl Container {
     fn new(writer: OutputWriter) -> Container {
-        Container { writer, told: Told::Nothing, exited: None, acknowledged: [0; 2] }
+        Container {
+            writer,
+            told: Told::Nothing,
+            exited: None,
+            acknowledged: [0; 2],
+        }
     }
 }
 
@@ -168,7 +194,13 @@ impl Worker {
         let hello = tokio::time::timeout(HELLO_TIMEOUT, read_hello(stream, &mut decoder, &mut buffer));
         let has_task = self.hear_hello(hello.await.map_err(|_| Broken::Silent)??)?;
         if !has_task {
-            send(stream, &ToGuest::Run { task: Box::new(self.task.clone()) }).await?;
+            send(
+                stream,
+                &ToGuest::Run {
+                    task: Box::new(self.task.clone()),
+                },
+            )
+            .await?;
         }
         let mut said = Wanted::default();
         loop {
@@ -196,15 +228,32 @@ impl Worker {
                 // Not what has merely arrived: the guest forgets what it is told here.
                 let offset = container.writer.stored(output);
                 container.acknowledged[index] = offset;
-                outputs.push(OutputPosition { container: name.clone(), stream, offset });
+                outputs.push(OutputPosition {
+                    container: name.clone(),
+                    stream,
+                    offset,
+                });
             }
         }
-        send(stream, &ToGuest::Hello { version: berth_protocol::PROTOCOL_VERSION, outputs }).await
+        send(
+            stream,
+            &ToGuest::Hello {
+                version: berth_protocol::PROTOCOL_VERSION,
+                outputs,
+            },
+        )
+        .await
     }
 
     /// Whether the guest has its task. Any process in the guest can connect; only its init knows the session.
     fn hear_hello(&mut self, hello: ToHost) -> Result<bool, Broken> {
-        let ToHost::Hello { version, session, containers, .. } = hello else {
+        let ToHost::Hello {
+            version,
+            session,
+            containers,
+            ..
+        } = hello
+        else {
             return Err(Broken::Protocol("its first message is not a hello".to_owned()));
         };
         if version != berth_protocol::PROTOCOL_VERSION {
@@ -262,7 +311,9 @@ impl Worker {
 
     async fn store(&mut self, output: OutputFrame) -> Result<(), Broken> {
         let Some(container) = self.containers.get_mut(&output.container) else {
-            return Err(Broken::Protocol("output of a container that it was not given".to_owned()));
+            return Err(Broken::Protocol(
+                "output of a container that it was not given".to_owned(),
+            ));
         };
         if container.told == Told::Stopped {
             return Ok(());
@@ -272,8 +323,9 @@ impl Worker {
             Stream::Stderr => OutputStream::Stderr,
         };
         // A full disk holds the guest back; no line is lost.
-        while let Err(error) =
-            container.writer.append(stream, output.offset, &output.bytes, self.clock.now())
+        while let Err(error) = container
+            .writer
+            .append(stream, output.offset, &output.bytes, self.clock.now())
         {
             tracing::warn!(%error, "cannot store output, trying again");
             tokio::time::sleep(RETRY).await;
@@ -287,7 +339,11 @@ impl Worker {
                 let offset = container.writer.stored(output);
                 if container.acknowledged[index] != offset {
                     container.acknowledged[index] = offset;
-                    let ack = ToGuest::Ack { container: name.clone(), stream: guest_stream, offset };
+                    let ack = ToGuest::Ack {
+                        container: name.clone(),
+                        stream: guest_stream,
+                        offset,
+                    };
                     send(stream, &ack).await?;
                 }
             }
@@ -297,7 +353,9 @@ impl Worker {
 
     fn hear_status(&mut self, status: ContainerStatus) -> Result<(), Broken> {
         let Some(container) = self.containers.get_mut(&status.name) else {
-            return Err(Broken::Protocol("news of a container that it was not given".to_owned()));
+            return Err(Broken::Protocol(
+                "news of a container that it was not given".to_owned(),
+            ));
         };
         match status.state {
             ContainerState::Running { .. } if container.told == Told::Nothing => {
@@ -319,17 +377,25 @@ impl Worker {
             }
             let event = match &container.exited {
                 Some(ContainerState::Exited {
-                    exit_code, oom_killed, stdout_bytes, stderr_bytes, ..
+                    exit_code,
+                    oom_killed,
+                    stdout_bytes,
+                    stderr_bytes,
+                    ..
                 }) if container.writer.received(OutputStream::Stdout) >= *stdout_bytes
                     && container.writer.received(OutputStream::Stderr) >= *stderr_bytes =>
                 {
                     if container.told == Told::Nothing {
                         drop(self.events.send(Event::ContainerStarted { name: name.clone() }));
                     }
-                    let reason =
-                        oom_killed.then(|| "OutOfMemoryError: Container killed due to memory usage".to_owned());
+                    let reason = oom_killed
+                        .then(|| "OutOfMemoryError: Container killed due to memory usage".to_owned());
                     let exit_code = Some((*exit_code).clamp(0, 255));
-                    Event::ContainerStopped { name: name.clone(), exit_code, reason }
+                    Event::ContainerStopped {
+                        name: name.clone(),
+                        exit_code,
+                        reason,
+                    }
                 }
                 Some(ContainerState::StartFailed { reason }) => Event::ContainerStopped {
                     name: name.clone(),
@@ -344,14 +410,22 @@ impl Worker {
             }
             drop(self.events.send(event));
         }
-        if self.containers.values().all(|container| container.told == Told::Stopped) {
+        if self
+            .containers
+            .values()
+            .all(|container| container.told == Told::Stopped)
+        {
             self.ended.send_replace(true);
         }
     }
 
     fn finish_logs(&mut self) {
         let now = self.clock.now();
-        for container in self.containers.values_mut().filter(|container| container.told != Told::Stopped) {
+        for container in self
+            .containers
+            .values_mut()
+            .filter(|container| container.told != Told::Stopped)
+        {
             if let Err(error) = container.writer.finish(now) {
                 tracing::warn!(%error, "the last line of a container's output is lost");
             }
@@ -387,5 +461,8 @@ async fn send(stream: &mut dyn GuestStream, message: &ToGuest) -> Result<(), Bro
 
 /// A guest's own words, made fit for a record: one line, bounded.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_REASON_CHARS)
+        .collect()
 }

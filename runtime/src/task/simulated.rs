@@ -39,7 +39,11 @@ pub(crate) struct SimulatedHost {
 
 impl SimulatedHost {
     pub(crate) fn new(script: Script) -> SimulatedHost {
-        SimulatedHost { script, pull_error: None, state: Mutex::default() }
+        SimulatedHost {
+            script,
+            pull_error: None,
+            state: Mutex::default(),
+        }
     }
 
     pub(crate) fn kill(&self, task: &TaskId) {
@@ -55,7 +59,11 @@ impl SimulatedHost {
 
 impl Host for SimulatedHost {
     fn attach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<Option<OwnedFd>, HostError>> {
-        self.state.lock().unwrap().attached.insert(eni.id.clone(), eni.address);
+        self.state
+            .lock()
+            .unwrap()
+            .attached
+            .insert(eni.id.clone(), eni.address);
         Box::pin(async { Ok(None) })
     }
 
@@ -89,7 +97,11 @@ impl Host for SimulatedHost {
 
     fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>> {
         let machine = SimulatedMachine::boot(self.script.clone());
-        self.state.lock().unwrap().machines.insert(spec.task, Arc::clone(&machine));
+        self.state
+            .lock()
+            .unwrap()
+            .machines
+            .insert(spec.task, Arc::clone(&machine));
         Box::pin(async { Ok(machine as Arc<dyn Machine>) })
     }
 
@@ -144,12 +156,16 @@ impl SimulatedMachine {
     }
 
     fn end(&self, reason: &str) {
-        self.ended.send_if_modified(|ended| ended.is_none() && ended.replace(end(reason)).is_none());
+        self.ended
+            .send_if_modified(|ended| ended.is_none() && ended.replace(end(reason)).is_none());
     }
 }
 
 fn end(reason: &str) -> MachineEnd {
-    MachineEnd { reason: reason.to_owned(), at: None }
+    MachineEnd {
+        reason: reason.to_owned(),
+        at: None,
+    }
 }
 
 impl Machine for SimulatedMachine {
@@ -184,7 +200,13 @@ struct Guest {
 
 impl Guest {
     fn new(script: Script) -> Guest {
-        Guest { script, container: None, session: None, state: None, acknowledged: 0 }
+        Guest {
+            script,
+            container: None,
+            session: None,
+            state: None,
+            acknowledged: 0,
+        }
     }
 
     /// Until it is told to power off.
@@ -202,7 +224,9 @@ impl Guest {
 
     fn statuses(&self) -> Vec<ContainerStatus> {
         let pair = self.container.clone().zip(self.state.clone());
-        pair.map(|(name, state)| ContainerStatus { name, state }).into_iter().collect()
+        pair.map(|(name, state)| ContainerStatus { name, state })
+            .into_iter()
+            .collect()
     }
 
     fn exited(&self, exit_code: i32) -> ContainerState {
@@ -241,7 +265,14 @@ impl Guest {
                     ToGuest::Run { task } => {
                         self.container = Some(task.containers[0].name.clone());
                         self.session = Some(task.session.clone());
-                        self.change(&mut stream, ContainerState::Running { pid: 1, started_at_ms: 0 }).await?;
+                        self.change(
+                            &mut stream,
+                            ContainerState::Running {
+                                pid: 1,
+                                started_at_ms: 0,
+                            },
+                        )
+                        .await?;
                         self.send_output(&mut stream).await?;
                         if let Some(code) = self.script.exit_code {
                             self.change(&mut stream, self.exited(code)).await?;
@@ -271,7 +302,9 @@ impl Guest {
     }
 
     async fn send_output(&self, stream: &mut DuplexStream) -> std::io::Result<()> {
-        let Some(name) = &self.container else { return Ok(()) };
+        let Some(name) = &self.container else {
+            return Ok(());
+        };
         let mut frame = Vec::new();
         for (index, piece) in self.script.output[self.acknowledged..].chunks(1000).enumerate() {
             let offset = (self.acknowledged + index * 1000) as u64;

@@ -53,7 +53,11 @@ pub fn task_spec(
         .zip(&prepared.images)
         .enumerate()
         .map(|(index, (container, image))| {
-            let chosen = task.overrides.containers.iter().find(|chosen| chosen.name == container.name);
+            let chosen = task
+                .overrides
+                .containers
+                .iter()
+                .find(|chosen| chosen.name == container.name);
             container_spec(index, container, chosen, image)
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -85,7 +89,9 @@ fn container_spec(
 ) -> Result<ContainerSpec, String> {
     // As Docker: an entry point given by the definition takes the image's command away.
     let entry_point = container.entry_point.as_ref();
-    let command = chosen.and_then(|chosen| chosen.command.as_ref()).or(container.command.as_ref());
+    let command = chosen
+        .and_then(|chosen| chosen.command.as_ref())
+        .or(container.command.as_ref());
     let mut argv = entry_point.unwrap_or(&image.entrypoint).clone();
     match (entry_point, command) {
         (_, Some(command)) => argv.extend(command.iter().cloned()),
@@ -105,7 +111,10 @@ fn container_spec(
     for variable in own.chain(chosen.iter().flat_map(|chosen| &chosen.environment)) {
         env.insert(variable.name.clone(), variable.value.clone());
     }
-    let working_dir = container.working_directory.clone().unwrap_or_else(|| image.working_dir.clone());
+    let working_dir = container
+        .working_directory
+        .clone()
+        .unwrap_or_else(|| image.working_dir.clone());
     let cpu = chosen.and_then(|chosen| chosen.cpu).unwrap_or(container.cpu);
     let nofile = container.ulimits.iter().find(|limit| limit.name == "nofile");
     Ok(ContainerSpec {
@@ -113,9 +122,16 @@ fn container_spec(
         image_drive: image_drive(index),
         argv,
         env,
-        working_dir: if working_dir.is_empty() { "/".to_owned() } else { working_dir },
+        working_dir: if working_dir.is_empty() {
+            "/".to_owned()
+        } else {
+            working_dir
+        },
         user: container.user.clone().unwrap_or_else(|| image.user.clone()),
-        stop_signal: image.stop_signal.clone().unwrap_or_else(|| DEFAULT_STOP_SIGNAL.to_owned()),
+        stop_signal: image
+            .stop_signal
+            .clone()
+            .unwrap_or_else(|| DEFAULT_STOP_SIGNAL.to_owned()),
         readonly_root: container.readonly_root_filesystem,
         capabilities_add: capabilities(&container.capabilities_add),
         capabilities_drop: capabilities(&container.capabilities_drop),

@@ -28,6 +28,8 @@ use crate::store::{Record, Records, StoreError, Transaction};
 /// How long the guest may take beyond the containers' grace time, and for powering off.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the start of the machine until its containers run; after that the start has failed.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What every supervisor shares.
@@ -63,9 +65,16 @@ pub async fn supervise(
     resumed: bool,
     mut inbox: mpsc::UnboundedReceiver<StopRequest>,
 ) {
-    let Record { value: mut task, mut revision } = record;
+    let Record {
+        value: mut task,
+        mut revision,
+    } = record;
     let (events, mut happened) = mpsc::unbounded_channel();
-    let mut holdings = Holdings { tap: None, session: None, resumed };
+    let mut holdings = Holdings {
+        tap: None,
+        session: None,
+        resumed,
+    };
     while let Some(action) = lifecycle::action(&task) {
         let of = task.clone();
         let mut work = pin!(context.carry_out(action, &of, &mut holdings, &events));
@@ -147,13 +156,27 @@ impl Context {
                     holdings.tap = tap;
                     Event::NetworkAttached
                 }
-                Err(error) => Event::Failed { reason: format!("ResourceInitializationError: {error}") },
+                Err(error) => Event::Failed {
+                    reason: format!("ResourceInitializationError: {error}"),
+                },
             }),
             Action::PullImages => Some(match self.pull_images(task).await {
                 Ok(digests) => Event::ImagesPulled { digests },
-                Err(error) => Event::Failed { reason: format!("CannotPullContainerError: {error}") },
+                Err(error) => Event::Failed {
+                    reason: format!("CannotPullContainerError: {error}"),
+                },
             }),
-            Action::RunMachine => self.run_machine(task, holdings, events).await,
+            Action::RunMachine => match self.run_machine(task, holdings, events).await {
+                Some(event) => Some(event),
+                None => {
+                    // The session brings what happens; a guest that never says a word ends here.
+                    tokio::time::sleep(START_TIMEOUT).await;
+                    Some(Event::StartTimedOut {
+                        reason: "ContainerRuntimeTimeoutError: Could not transition to running; timed out after waiting 3m"
+                            .to_owned(),
+                    })
+                }
+            },
             Action::StopMachine => self.stop_machine(task, holdings, events).await,
             Action::Release => {
                 // A machine's session holds its descriptors.
@@ -167,7 +190,10 @@ impl Context {
 
     async fn pull_images(&self, task: &Task) -> Result<BTreeMap<String, String>, HostError> {
         let progress = |status| {
-            self.pulls.lock().unwrap_or_else(PoisonError::into_inner).insert(task.id.clone(), status);
+            self.pulls
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(task.id.clone(), status);
         };
         let max_bytes = u64::from(task.ephemeral_storage_gib) << 30;
         let mut images = Vec::new();
@@ -181,15 +207,25 @@ impl Context {
                 }
             }
         }
-        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.id);
+        self.pulls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&task.id);
         if let Some(error) = failed {
             return Err(error);
         }
         let digests = task.containers.iter().zip(&images);
-        let digests = digests.map(|(container, image)| (container.name.clone(), image.digest.clone())).collect();
-        let prepared = Prepared { images, session: format!("{:032x}", rand::random::<u128>()) };
+        let digests = digests
+            .map(|(container, image)| (container.name.clone(), image.digest.clone()))
+            .collect();
+        let prepared = Prepared {
+            images,
+            session: format!("{:032x}", rand::random::<u128>()),
+        };
         // Stays known to a daemon that starts in the middle, even if the registry is gone by then.
-        let transaction = Transaction::default().put(keys::prepared(&task.id), &prepared).map_err(to_host_error)?;
+        let transaction = Transaction::default()
+            .put(keys::prepared(&task.id), &prepared)
+            .map_err(to_host_error)?;
         self.records.commit(transaction).await.map_err(to_host_error)?;
         Ok(digests)
     }
@@ -224,23 +260,42 @@ impl Context {
 
     fn ended_unseen(&self, reason: String, at: Option<Timestamp>, resumed: bool) -> Event {
         let heartbeat = self.last_heartbeat.filter(|_| resumed && at.is_none());
-        Event::MachineEnded { reason, at: at.or(heartbeat), at_last_heartbeat: heartbeat.is_some() }
+        Event::MachineEnded {
+            reason,
+            at: at.or(heartbeat),
+            at_last_heartbeat: heartbeat.is_some(),
+        }
     }
 
     /// What the guest is told, and the images that the machine is given.
-    async fn prepare(
-        &self,
-        task: &Task,
-    ) -> Result<(TaskSpec, Vec<PulledImage>), HostError> {
+    async fn prepare(&self, task: &Task) -> Result<(TaskSpec, Vec<PulledImage>), HostError> {
         let missing = |what: &str| HostError(format!("the record of its {what} is missing"));
         let prepared = self.records.get::<Prepared>(&keys::prepared(&task.id)).await;
-        let prepared = prepared.map_err(to_host_error)?.ok_or_else(|| missing("images"))?.value;
-        let definition = self.records.get::<TaskDefinition>(&keys::definition(&task.definition)).await;
-        let definition = definition.map_err(to_host_error)?.ok_or_else(|| missing("definition"))?.value;
-        let subnet = self.records.get::<Subnet>(&keys::subnet(&task.eni.subnet_id)).await;
-        let subnet = subnet.map_err(to_host_error)?.ok_or_else(|| missing("subnet"))?.value;
-        let network =
-            NetworkFacts { subnet: subnet.cidr, dns_servers: self.host.dns_servers(), mtu: self.host.mtu() };
+        let prepared = prepared
+            .map_err(to_host_error)?
+            .ok_or_else(|| missing("images"))?
+            .value;
+        let definition = self
+            .records
+            .get::<TaskDefinition>(&keys::definition(&task.definition))
+            .await;
+        let definition = definition
+            .map_err(to_host_error)?
+            .ok_or_else(|| missing("definition"))?
+            .value;
+        let subnet = self
+            .records
+            .get::<Subnet>(&keys::subnet(&task.eni.subnet_id))
+            .await;
+        let subnet = subnet
+            .map_err(to_host_error)?
+            .ok_or_else(|| missing("subnet"))?
+            .value;
+        let network = NetworkFacts {
+            subnet: subnet.cidr,
+            dns_servers: self.host.dns_servers(),
+            mtu: self.host.mtu(),
+        };
         let spec = spec::task_spec(task, &definition.spec, &prepared, &network).map_err(HostError)?;
         Ok((spec, prepared.images))
     }
@@ -255,8 +310,11 @@ impl Context {
             Some(tap) => Some(tap),
             None => self.host.attach_network(&task.eni).await?,
         };
-        let images =
-            images.into_iter().enumerate().map(|(index, image)| (spec::image_drive(index), image.rootfs)).collect();
+        let images = images
+            .into_iter()
+            .enumerate()
+            .map(|(index, image)| (spec::image_drive(index), image.rootfs))
+            .collect();
         let machine = self.host.start_machine(MachineSpec {
             task: task.id.clone(),
             cpu_units: task.cpu_units,
@@ -287,8 +345,14 @@ impl Context {
         }
         // Once it runs, a guest without a task is none that was started for it.
         let hand_over = task.status == TaskStatus::Activating;
-        holdings.session =
-            Some(Session::start(machine, spec, hand_over, writers, Arc::clone(&self.clock), events.clone()));
+        holdings.session = Some(Session::start(
+            machine,
+            spec,
+            hand_over,
+            writers,
+            Arc::clone(&self.clock),
+            events.clone(),
+        ));
         None
     }
 
@@ -321,7 +385,10 @@ impl Context {
         let grace = self.stop_timeout(task).await;
         session.stop_containers(grace);
         // A guest that has not said what its containers do within the time is not asked any longer.
-        if tokio::time::timeout(grace + STOP_MARGIN, session.containers_ended()).await.is_ok() {
+        if tokio::time::timeout(grace + STOP_MARGIN, session.containers_ended())
+            .await
+            .is_ok()
+        {
             session.power_off();
             tokio::time::sleep(POWER_OFF_TIMEOUT).await;
         }
@@ -331,7 +398,10 @@ impl Context {
     }
 
     async fn stop_timeout(&self, task: &Task) -> Duration {
-        let definition = self.records.get::<TaskDefinition>(&keys::definition(&task.definition)).await;
+        let definition = self
+            .records
+            .get::<TaskDefinition>(&keys::definition(&task.definition))
+            .await;
         let longest = definition.ok().flatten().and_then(|definition| {
             let containers = definition.value.spec.containers;
             containers
@@ -344,7 +414,10 @@ impl Context {
 
     async fn release(&self, task: &Task) {
         self.outputs.close(&task.id);
-        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).remove(&task.id);
+        self.pulls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&task.id);
         loop {
             let machine = self.host.remove_machine(&task.id).await;
             let network = self.host.detach_network(&task.eni).await;

@@ -29,7 +29,10 @@ pub(crate) fn task(containers: usize) -> Task {
     };
     Task {
         cluster: "default".into(),
-        definition: DefinitionId { family: "web".into(), revision: 1 },
+        definition: DefinitionId {
+            family: "web".into(),
+            revision: 1,
+        },
         cpu_units: 256,
         memory_mib: 512,
         ephemeral_storage_gib: 20,
@@ -67,12 +70,17 @@ pub(crate) fn task(containers: usize) -> Task {
 }
 
 fn events() -> impl Strategy<Value = Event> {
-    let name = prop_oneof![Just("c0".to_owned()), Just("c1".to_owned()), Just("stranger".to_owned())];
+    let name = prop_oneof![
+        Just("c0".to_owned()),
+        Just("c1".to_owned()),
+        Just("stranger".to_owned())
+    ];
     prop_oneof![
         4 => Just(Event::NetworkAttached),
         4 => Just(Event::ImagesPulled { digests: BTreeMap::new() }),
         4 => name.clone().prop_map(|name| Event::ContainerStarted { name }),
         3 => (name, proptest::option::of(0..256)).prop_map(|(name, exit_code)| Event::ContainerStopped { name, exit_code, reason: None }),
+        1 => Just(Event::StartTimedOut { reason: "slow".into() }),
         1 => Just(Event::Failed { reason: "because".into() }),
         1 => Just(Event::StopRequested { cause: StopCause { code: StopCode::UserInitiated, reason: "enough".into() } }),
         1 => (proptest::option::of(0..5_000u64), any::<bool>()).prop_map(|(at, at_last_heartbeat)| Event::MachineEnded {
@@ -158,7 +166,9 @@ fn run(events: &[Event], containers: usize) -> Task {
 fn started() -> Vec<Event> {
     vec![
         Event::NetworkAttached,
-        Event::ImagesPulled { digests: BTreeMap::new() },
+        Event::ImagesPulled {
+            digests: BTreeMap::new(),
+        },
         Event::ContainerStarted { name: "c0".into() },
     ]
 }
@@ -174,27 +184,62 @@ fn a_task_runs_once_all_its_containers_do() {
 #[test]
 fn a_task_stops_when_its_essential_container_exits() {
     let mut events = started();
-    events.push(Event::ContainerStopped { name: "c0".into(), exit_code: Some(7), reason: None });
+    events.push(Event::ContainerStopped {
+        name: "c0".into(),
+        exit_code: Some(7),
+        reason: None,
+    });
     let task = run(&events, 1);
     assert_eq!(task.status, TaskStatus::Stopping);
     assert_eq!(task.containers[0].exit_code, Some(7));
     let cause = task.stop.unwrap();
-    assert_eq!((cause.code, cause.reason.as_str()), (StopCode::EssentialContainerExited, "Essential container in task exited"));
+    assert_eq!(
+        (cause.code, cause.reason.as_str()),
+        (
+            StopCode::EssentialContainerExited,
+            "Essential container in task exited"
+        )
+    );
 }
 
 #[test]
 fn a_container_that_cannot_start_fails_the_task_with_its_reason() {
     let mut events = started();
     events.pop();
-    events.push(Event::ContainerStopped { name: "c0".into(), exit_code: None, reason: Some("CannotStartContainerError: no such file".into()) });
+    events.push(Event::ContainerStopped {
+        name: "c0".into(),
+        exit_code: None,
+        reason: Some("CannotStartContainerError: no such file".into()),
+    });
     let cause = run(&events, 1).stop.unwrap();
-    assert_eq!((cause.code, cause.reason.as_str()), (StopCode::TaskFailedToStart, "CannotStartContainerError: no such file"));
+    assert_eq!(
+        (cause.code, cause.reason.as_str()),
+        (
+            StopCode::TaskFailedToStart,
+            "CannotStartContainerError: no such file"
+        )
+    );
+}
+
+#[test]
+fn only_a_start_can_time_out() {
+    let mut events = started();
+    events.push(Event::StartTimedOut {
+        reason: "slow".into(),
+    });
+    assert_eq!(run(&events, 1).status, TaskStatus::Running);
+    events.remove(2);
+    assert_eq!(run(&events, 1).stop.unwrap().reason, "slow");
 }
 
 #[test]
 fn a_machine_that_dies_stops_its_running_task_with_the_reason() {
     let mut events = started();
-    events.push(Event::MachineEnded { reason: "killed by signal 9".into(), at: None, at_last_heartbeat: false });
+    events.push(Event::MachineEnded {
+        reason: "killed by signal 9".into(),
+        at: None,
+        at_last_heartbeat: false,
+    });
     let task = run(&events, 1);
     assert_eq!(task.status, TaskStatus::Deprovisioning);
     assert_eq!(task.stop.unwrap().reason, "killed by signal 9");
@@ -204,7 +249,11 @@ fn a_machine_that_dies_stops_its_running_task_with_the_reason() {
 #[test]
 fn an_end_that_was_not_seen_closes_the_line_at_the_heartbeat() {
     let mut events = started();
-    events.push(Event::MachineEnded { reason: "gone".into(), at: Some(Timestamp(1_025)), at_last_heartbeat: true });
+    events.push(Event::MachineEnded {
+        reason: "gone".into(),
+        at: Some(Timestamp(1_025)),
+        at_last_heartbeat: true,
+    });
     events.push(Event::Released);
     let line = metering::line(&run(&events, 1), "us-east-1").unwrap();
     let closed = line.closed.unwrap();

@@ -134,9 +134,7 @@ impl Drop for Host {
 
 pub(crate) fn socket(address: (Ipv4Addr, u16)) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     socket
 }
 
