@@ -38,10 +38,14 @@ def daemon(images):
     assert before["machines"] == [], "another Berth runs on this host"
     daemon = Daemon(product.SCRATCH / "data", insecure_registries=[images.registry.host])
     daemon.start()
-    tasks = Tasks(daemon, _default_network(daemon))
-    # What the daemon makes once, at its first task, is no leak: the snapshot is taken after that.
-    assert tasks.finish(images.busybox, "true")["containers"][0]["exitCode"] == 0
-    settled = _settled(daemon)
+    try:
+        # What the daemon makes once, at its first task, is no leak: the snapshot is taken after that.
+        tasks = Tasks(daemon, _default_network(daemon))
+        assert tasks.finish(images.busybox, "true")["containers"][0]["exitCode"] == 0
+        settled = _settled(daemon)
+    except BaseException:
+        daemon.kill()
+        raise
 
     yield daemon
 

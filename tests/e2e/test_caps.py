@@ -46,7 +46,8 @@ def share_of_one_cpu(task):
 
 
 def test_quarter_of_a_cpu_is_a_quarter(images, tasks):
-    task = tasks.start(images.busybox, "echo busy; while :; do :; done & while :; do :; done", stopTimeout=2)
+    spin = "echo busy; while :; do :; done & while :; do :; done"
+    task = tasks.start(images.busybox, spin, cpu="256", memory="512", stopTimeout=2)
     tasks.wait_for_output(task, "busy")
     time.sleep(2)
     share = share_of_one_cpu(task)
@@ -64,7 +65,7 @@ def test_idle_task_uses_next_to_nothing(images, tasks):
 
 def test_container_beyond_its_memory_is_killed_inside(running, images, tasks, neighbours):
     kills_on_host = _oom_kills()
-    task = tasks.finish(images.web, ["webserver", "eat", "700"])
+    task = tasks.finish(images.web, ["webserver", "eat", "700"], cpu="256", memory="512")
     assert container(task)["exitCode"] == 137
     assert container(task)["reason"].startswith("OutOfMemoryError"), task
     assert task["stopCode"] == "EssentialContainerExited"
@@ -74,7 +75,7 @@ def test_container_beyond_its_memory_is_killed_inside(running, images, tasks, ne
 
 
 def test_most_of_the_memory_paid_for_can_be_used(images, tasks):
-    task = tasks.finish(images.web, ["webserver", "eat", "480"])
+    task = tasks.finish(images.web, ["webserver", "eat", "480"], cpu="256", memory="512")
     assert container(task)["exitCode"] == 0, tasks.output(task)
     assert b"done" in tasks.output(task, follow=True)
 
