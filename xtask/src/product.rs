@@ -22,7 +22,7 @@ pub(crate) struct Product {
 impl Product {
     /// Builds everything, after installing what that and its use need.
     pub(crate) fn build(consent: Consent) -> Result<Self> {
-        setup::ensure(&[setup::KERNEL, setup::LAB, setup::END_TO_END], consent)?;
+        setup::ensure(&[setup::KERNEL, setup::LAB, setup::TESTS], consent)?;
         step("build berth", || run(cargo_build("berth-api").arg("--release")))?;
         step("build berth-vmm", || {
             run(cargo_build("berth-vmm").args(["--profile", "machine"]))

@@ -42,8 +42,8 @@ pub(crate) const LAB: &[Package] = &[
     package("util-linux", "/usr/bin/setpriv"),
 ];
 
-/// For the end-to-end tests: what Berth itself calls, and other people's tools that drive and feed it.
-pub(crate) const END_TO_END: &[Package] = &[
+/// For the tests: what Berth itself calls, and other people's tools that drive, feed and check it.
+pub(crate) const TESTS: &[Package] = &[
     package("erofs-utils", "/usr/bin/mkfs.erofs"),
     package("e2fsprogs", "/sbin/mkfs.ext4"),
     package("nftables", "/usr/sbin/nft"),
@@ -51,6 +51,7 @@ pub(crate) const END_TO_END: &[Package] = &[
     package("skopeo", "/usr/bin/skopeo"),
     package("docker-registry", "/usr/bin/docker-registry"),
     package("busybox-static", "/bin/busybox"),
+    package("umoci", "/usr/bin/umoci"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
 ];
 
@@ -139,6 +140,6 @@ mod tests {
     fn missing_packages_are_named_once_and_present_ones_not() {
         let present = |path: &Path| path != Path::new("/usr/bin/xz") && path != Path::new("/usr/bin/flex");
         assert_eq!(missing(&[KERNEL, LAB], present), ["flex", "xz-utils"]);
-        assert!(missing(&[KERNEL, LAB, END_TO_END], |_| true).is_empty());
+        assert!(missing(&[KERNEL, LAB, TESTS], |_| true).is_empty());
     }
 }
