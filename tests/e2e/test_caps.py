@@ -17,8 +17,8 @@ def neighbours(images, tasks):
     """A web server, and a task that asks it again and again and says so."""
     server = tasks.start(images.web)
     address = eni(server)["privateIPv4Address"]
-    asking = f"n=0; while :; do wget -q -T 20 -O - http://{address}/ && n=$((n+1)) && echo answer $n; sleep 0.5; done"
-    client = tasks.start(images.busybox, asking)
+    asking = f"n=0; while :; do webserver get {address}:80 / && n=$((n+1)) && echo answer $n; sleep 0.5; done"
+    client = tasks.start(images.web, asking)
     tasks.wait_for_output(client, "answer 1\n")
     return Neighbours(tasks, client)
 

@@ -22,8 +22,8 @@ def test_tasks_have_addresses_of_their_own(images, tasks):
 def test_one_task_reads_what_another_serves(images, tasks):
     server = tasks.start(images.web, environment={"PORT": "8080"})
     tasks.wait_for_output(server, "listening on port 8080")
-    url = f"http://{eni(server)['privateIPv4Address']}:8080"
-    reader = tasks.finish(images.busybox, f"wget -q -O - {url}/ && wget -q -O - {url}/bytes/{4 * MIB} | sha256sum")
+    get = f"webserver get {eni(server)['privateIPv4Address']}:8080"
+    reader = tasks.finish(images.web, f"{get} / && {get} /bytes/{4 * MIB} | sha256sum")
     assert container(reader)["exitCode"] == 0
     greeting, digest = tasks.output(reader, follow=True).decode().splitlines()
     assert greeting.startswith("hello from ")
@@ -61,8 +61,10 @@ def test_task_reaches_neither_the_host_nor_its_metadata(running, images, tasks):
     ports = f"127.0.0.1:{running.port}"
     script = (
         "gateway=$(ip route | awk '/^default/ {print $3}');"
-        f" for target in $gateway:{running.port} $gateway:22 {ports} 169.254.169.254; do"
-        " wget -q -T 5 -O /dev/null http://$target/ && echo reached $target; done; echo tried"
+        # The same client reaches what it may reach.
+        " PORT=8081 webserver > /dev/null & sleep 2;"
+        f" for target in 127.0.0.1:8081 $gateway:{running.port} {ports} 169.254.169.254:80; do"
+        " webserver get $target / > /dev/null && echo reached $target; done; echo tried"
     )
-    task = tasks.finish(images.busybox, script)
-    assert tasks.output(task, follow=True) == b"tried\n"
+    task = tasks.finish(images.web, script)
+    assert tasks.output(task, follow=True) == b"reached 127.0.0.1:8081\ntried\n"

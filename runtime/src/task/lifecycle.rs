@@ -21,10 +21,12 @@ pub enum Event {
     ContainerStarted {
         name: String,
     },
+    /// `at` is when, if it is not now.
     ContainerStopped {
         name: String,
         exit_code: Option<i32>,
         reason: Option<String>,
+        at: Option<Timestamp>,
     },
     /// The action of the current state cannot succeed.
     Failed {
@@ -92,8 +94,10 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
             name,
             exit_code,
             reason,
+            at,
         } => {
-            container_stopped(&mut next, name, *exit_code, reason.as_deref(), now);
+            let at = not_before_pull(&next, at.unwrap_or(now), now);
+            container_stopped(&mut next, name, *exit_code, reason.as_deref(), at);
         }
         Event::Failed { reason } => {
             if task.status == TaskStatus::Pending {
@@ -211,6 +215,12 @@ fn begin_stop(task: &mut Task, code: StopCode, reason: &str, now: Timestamp) {
     task.status = TaskStatus::Stopping;
 }
 
+/// Time never runs backwards within one task, nor ahead, whatever a file or a guest says.
+fn not_before_pull(task: &Task, at: Timestamp, now: Timestamp) -> Timestamp {
+    let earliest = task.pull_started_at.unwrap_or(task.created_at);
+    at.max(earliest).min(now.max(earliest))
+}
+
 fn machine_ended(task: &mut Task, reason: &str, at: Timestamp, at_last_heartbeat: bool, now: Timestamp) {
     if task.status >= TaskStatus::Deprovisioning {
         return;
@@ -227,9 +237,7 @@ fn machine_ended(task: &mut Task, reason: &str, at: Timestamp, at_last_heartbeat
         container.status = ContainerStatus::Stopped;
     }
     if task.execution_stopped_at.is_none() {
-        // Time never runs backwards within one task, whatever a file's clock says.
-        let earliest = task.pull_started_at.unwrap_or(task.created_at);
-        task.execution_stopped_at = Some(at.max(earliest).min(now.max(earliest)));
+        task.execution_stopped_at = Some(not_before_pull(task, at, now));
         task.ended_at_heartbeat = at_last_heartbeat;
     }
     task.status = TaskStatus::Deprovisioning;

@@ -19,6 +19,7 @@ use super::host::{GuestStream, Machine};
 use super::lifecycle::Event;
 use crate::clock::Clock;
 use crate::logs::OutputWriter;
+use crate::model::Timestamp;
 use crate::model::log::OutputStream;
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,6 +56,7 @@ impl Session {
         hand_over: bool,
         writers: BTreeMap<String, OutputWriter>,
         clock: Arc<dyn Clock>,
+        last_seen: Option<Timestamp>,
         events: mpsc::UnboundedSender<Event>,
     ) -> Session {
         let (wanted, wanted_rx) = watch::channel(Wanted::default());
@@ -68,6 +70,7 @@ impl Session {
             hand_over,
             containers,
             clock,
+            last_seen,
             events: events.clone(),
             wanted: wanted_rx,
             ended,
@@ -129,6 +132,8 @@ struct Container {
     told: Told,
     /// The guest says it ended; told once its output is here.
     exited: Option<ContainerState>,
+    /// It ended while nobody listened.
+    unseen: bool,
     acknowledged: [u64; 2],
 }
 
@@ -138,6 +143,7 @@ impl Container {
             writer,
             told: Told::Nothing,
             exited: None,
+            unseen: false,
             acknowledged: [0; 2],
         }
     }
@@ -148,6 +154,8 @@ struct Worker {
     hand_over: bool,
     containers: BTreeMap<String, Container>,
     clock: Arc<dyn Clock>,
+    /// When an earlier daemon last followed this task.
+    last_seen: Option<Timestamp>,
     events: mpsc::UnboundedSender<Event>,
     wanted: watch::Receiver<Wanted>,
     ended: watch::Sender<bool>,
@@ -269,7 +277,7 @@ impl Worker {
             return Ok(false);
         }
         for status in containers {
-            self.hear_status(status)?;
+            self.hear_status(status, true)?;
         }
         Ok(true)
     }
@@ -297,7 +305,7 @@ impl Worker {
         while let Some(frame) = decoder.next::<ToHost>()? {
             match frame {
                 Frame::Output(output) => self.store(output).await?,
-                Frame::Message(ToHost::Container { status }) => self.hear_status(status)?,
+                Frame::Message(ToHost::Container { status }) => self.hear_status(status, false)?,
                 Frame::Message(ToHost::Error { message }) => {
                     tracing::warn!(message = one_line(&message), "a guest reports an error");
                 }
@@ -351,7 +359,7 @@ impl Worker {
         Ok(())
     }
 
-    fn hear_status(&mut self, status: ContainerStatus) -> Result<(), Broken> {
+    fn hear_status(&mut self, status: ContainerStatus, in_hello: bool) -> Result<(), Broken> {
         let Some(container) = self.containers.get_mut(&status.name) else {
             return Err(Broken::Protocol(
                 "news of a container that it was not given".to_owned(),
@@ -363,7 +371,10 @@ impl Worker {
                 drop(self.events.send(Event::ContainerStarted { name: status.name }));
             }
             ContainerState::Running { .. } => {}
-            ended => container.exited = Some(ended),
+            ended => {
+                container.unseen = in_hello && container.exited.is_none();
+                container.exited = Some(ended);
+            }
         }
         Ok(())
     }
@@ -379,6 +390,7 @@ impl Worker {
                 Some(ContainerState::Exited {
                     exit_code,
                     oom_killed,
+                    finished_at_ms,
                     stdout_bytes,
                     stderr_bytes,
                     ..
@@ -391,16 +403,20 @@ impl Worker {
                     let reason = oom_killed
                         .then(|| "OutOfMemoryError: Container killed due to memory usage".to_owned());
                     let exit_code = Some((*exit_code).clamp(0, 255));
+                    // The guest's word counts only for a time when nobody looked.
+                    let finished = Timestamp(*finished_at_ms).max(self.last_seen.unwrap_or(Timestamp(0)));
                     Event::ContainerStopped {
                         name: name.clone(),
                         exit_code,
                         reason,
+                        at: container.unseen.then_some(finished),
                     }
                 }
                 Some(ContainerState::StartFailed { reason }) => Event::ContainerStopped {
                     name: name.clone(),
                     exit_code: None,
                     reason: Some(format!("CannotStartContainerError: {}", one_line(reason))),
+                    at: None,
                 },
                 _ => continue,
             };

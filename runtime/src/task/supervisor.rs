@@ -351,6 +351,7 @@ impl Context {
             hand_over,
             writers,
             Arc::clone(&self.clock),
+            self.last_heartbeat,
             events.clone(),
         ));
         None

@@ -79,7 +79,7 @@ fn events() -> impl Strategy<Value = Event> {
         4 => Just(Event::NetworkAttached),
         4 => Just(Event::ImagesPulled { digests: BTreeMap::new() }),
         4 => name.clone().prop_map(|name| Event::ContainerStarted { name }),
-        3 => (name, proptest::option::of(0..256)).prop_map(|(name, exit_code)| Event::ContainerStopped { name, exit_code, reason: None }),
+        3 => (name, proptest::option::of(0..256)).prop_map(|(name, exit_code)| Event::ContainerStopped { name, exit_code, reason: None, at: None }),
         1 => Just(Event::StartTimedOut { reason: "slow".into() }),
         1 => Just(Event::Failed { reason: "because".into() }),
         1 => Just(Event::StopRequested { cause: StopCause { code: StopCode::UserInitiated, reason: "enough".into() } }),
@@ -188,6 +188,7 @@ fn a_task_stops_when_its_essential_container_exits() {
         name: "c0".into(),
         exit_code: Some(7),
         reason: None,
+        at: None,
     });
     let task = run(&events, 1);
     assert_eq!(task.status, TaskStatus::Stopping);
@@ -210,6 +211,7 @@ fn a_container_that_cannot_start_fails_the_task_with_its_reason() {
         name: "c0".into(),
         exit_code: None,
         reason: Some("CannotStartContainerError: no such file".into()),
+        at: None,
     });
     let cause = run(&events, 1).stop.unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 //! The program inside the test images. Without arguments it is a small web server; its other modes are the guests that
 //! misbehave: one that takes too much memory, and one that sends frames with an address that is not its own.
 
+mod get;
 mod http;
 mod packet;
 mod spoof;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: webserver                                   serve HTTP, and UDP to be listed, on $PORT (80)
+       webserver get IP:PORT PATH                  write what a web server answers
        webserver eat MIB                           touch so much memory, and say so
        webserver spoof INTERFACE SOURCE_MAC SOURCE_IP TARGET_MAC TARGET_IP PORT TEXT
                                                    send TEXT in five hand-made UDP frames";
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         [] => http::serve(),
+        ["get", address, path] => get::get(address, path),
         ["eat", mib] => eat(mib),
         ["spoof", rest @ ..] => spoof::spoof(rest),
         _ => Err(USAGE.into()),
