@@ -5,8 +5,8 @@ import itertools
 import time
 
 # Enough for a start in the emulated lab, where a second of metal can be half a minute.
-START_SECONDS = 240
-STOP_SECONDS = 240
+START_SECONDS = 400
+STOP_SECONDS = 400
 ROLE = "arn:aws:iam::123456789012:role/execution"
 _names = itertools.count(1)
 

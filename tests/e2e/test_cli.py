@@ -10,9 +10,12 @@ import product
 import pytest
 from tasks import container, task_id
 
+# In the emulator a quarter of a processor, the default, takes four times as long to start.
+WHOLE_VCPU = ["--cpu", "1024", "--memory", "2048"]
+
 
 def run(running, *arguments, **options):
-    return running.berth("run", *arguments, **options)
+    return running.berth("run", *WHOLE_VCPU, *arguments, **options)
 
 
 def without_progress(stderr):
@@ -71,7 +74,7 @@ def test_run_with_rm_leaves_no_definition(running, images, tasks):
 
 def test_interrupted_run_stops_its_task(running, images, tasks):
     process = subprocess.Popen(
-        [product.BERTH, "run", images.busybox, "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; sleep 3600 & wait"],
+        [product.BERTH, "run", *WHOLE_VCPU, images.busybox, "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; sleep 3600 & wait"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -125,7 +128,7 @@ def test_unknown_tasks_are_refused_with_the_next_step(running):
 
 
 def test_bill_is_exact_in_text_and_json(running, images, tasks):
-    task = tasks.finish(images.busybox, "true")
+    task = tasks.finish(images.busybox, "true", cpu="256", memory="512")
     bill = json.loads(running.berth("bill", "--task", task_id(task)[:8], "--json", check=True).stdout)
     assert bill["totalNanos"] == 168_667 + 37_042
     text = running.berth("bill", "--task", task_id(task), check=True).stdout.decode()
@@ -173,7 +176,7 @@ def test_daemon_that_is_not_there_is_named_with_the_next_step(running):
 
 def test_run_outlives_a_restart_of_the_daemon(running, images):
     process = subprocess.Popen(
-        [product.BERTH, "run", "-q", images.busybox, "sh", "-c", "for i in $(seq 20); do echo $i; sleep 0.5; done; exit 4"],
+        [product.BERTH, "run", "-q", *WHOLE_VCPU, images.busybox, "sh", "-c", "for i in $(seq 20); do echo $i; sleep 0.5; done; exit 4"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
