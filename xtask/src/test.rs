@@ -16,7 +16,7 @@ use crate::tally::{Tally, junit, summary_line};
 use crate::{lab, workspace};
 
 /// The whole end-to-end suite ends well within this time, in seconds, even in the nested lab.
-const END_TO_END_LIMIT: u64 = 3600;
+const END_TO_END_LIMIT: u64 = 4200;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
