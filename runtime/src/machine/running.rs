@@ -21,7 +21,8 @@ use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, at};
 use crate::model::Timestamp;
 use crate::task::host::{GuestStream, HostError, Machine, MachineEnd};
 
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A VMM with a small share of a busy CPU takes its time until it answers.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most of a VMM's own words that goes into a reason, in characters.
 const MAX_DETAIL_CHARS: usize = 300;
 

@@ -27,6 +27,8 @@ const READ_BYTES: usize = 128 * 1024;
 /// Longest reason of a guest that is passed on, in characters.
 const MAX_REASON_CHARS: usize = 512;
 const RETRY: Duration = Duration::from_secs(1);
+/// For so long after a daemon took a task over, a guest may bring news from before.
+const TAKE_OVER_MS: u64 = 30_000;
 const STREAMS: [(Stream, OutputStream); 2] = [
     (Stream::Stdout, OutputStream::Stdout),
     (Stream::Stderr, OutputStream::Stderr),
@@ -61,6 +63,7 @@ impl Session {
     ) -> Session {
         let (wanted, wanted_rx) = watch::channel(Wanted::default());
         let (ended, containers_ended) = watch::channel(false);
+        let followed_since = clock.now();
         let containers = writers
             .into_iter()
             .map(|(name, writer)| (name, Container::new(writer)))
@@ -71,6 +74,7 @@ impl Session {
             containers,
             clock,
             last_seen,
+            followed_since,
             events: events.clone(),
             wanted: wanted_rx,
             ended,
@@ -154,8 +158,9 @@ struct Worker {
     hand_over: bool,
     containers: BTreeMap<String, Container>,
     clock: Arc<dyn Clock>,
-    /// When an earlier daemon last followed this task.
+    /// When an earlier daemon last followed this task, and since when this one does.
     last_seen: Option<Timestamp>,
+    followed_since: Timestamp,
     events: mpsc::UnboundedSender<Event>,
     wanted: watch::Receiver<Wanted>,
     ended: watch::Sender<bool>,
@@ -277,7 +282,7 @@ impl Worker {
             return Ok(false);
         }
         for status in containers {
-            self.hear_status(status, true)?;
+            self.hear_status(status)?;
         }
         Ok(true)
     }
@@ -305,7 +310,7 @@ impl Worker {
         while let Some(frame) = decoder.next::<ToHost>()? {
             match frame {
                 Frame::Output(output) => self.store(output).await?,
-                Frame::Message(ToHost::Container { status }) => self.hear_status(status, false)?,
+                Frame::Message(ToHost::Container { status }) => self.hear_status(status)?,
                 Frame::Message(ToHost::Error { message }) => {
                     tracing::warn!(message = one_line(&message), "a guest reports an error");
                 }
@@ -359,7 +364,7 @@ impl Worker {
         Ok(())
     }
 
-    fn hear_status(&mut self, status: ContainerStatus, in_hello: bool) -> Result<(), Broken> {
+    fn hear_status(&mut self, status: ContainerStatus) -> Result<(), Broken> {
         let Some(container) = self.containers.get_mut(&status.name) else {
             return Err(Broken::Protocol(
                 "news of a container that it was not given".to_owned(),
@@ -372,7 +377,9 @@ impl Worker {
             }
             ContainerState::Running { .. } => {}
             ended => {
-                container.unseen = in_hello && container.exited.is_none();
+                // Said at once after a daemon took over: it may have ended while nobody listened.
+                let followed_ms = self.clock.now().millis_since(self.followed_since);
+                container.unseen = container.exited.is_none() && followed_ms <= TAKE_OVER_MS;
                 container.exited = Some(ended);
             }
         }
@@ -404,12 +411,14 @@ impl Worker {
                         .then(|| "OutOfMemoryError: Container killed due to memory usage".to_owned());
                     let exit_code = Some((*exit_code).clamp(0, 255));
                     // The guest's word counts only for a time when nobody looked.
-                    let finished = Timestamp(*finished_at_ms).max(self.last_seen.unwrap_or(Timestamp(0)));
+                    let finished = Timestamp(*finished_at_ms);
+                    let unseen = container.unseen && finished < self.followed_since;
+                    let finished = finished.max(self.last_seen.unwrap_or(Timestamp(0)));
                     Event::ContainerStopped {
                         name: name.clone(),
                         exit_code,
                         reason,
-                        at: container.unseen.then_some(finished),
+                        at: (unseen && self.last_seen.is_some()).then_some(finished),
                     }
                 }
                 Some(ContainerState::StartFailed { reason }) => Event::ContainerStopped {
