@@ -1,5 +1,5 @@
 //! What the nested lab boots: a stock Debian kernel, and an initial RAM file system with the modules it needs first.
-//! Both are made once and kept in the cache.
+//! Both are made once and kept in the cache, as is the emulator where the machine's own will not do.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use super::emulator::{self, Emulator};
 use crate::cpio::Archive;
 use crate::setup::{self, Consent};
 use crate::step::{capture, run, step};
@@ -24,6 +25,7 @@ const BUSYBOX_PROGRAMS: [&str; 7] = ["cat", "insmod", "mkdir", "mount", "sh", "s
 
 /// What the nested lab boots.
 pub(super) struct Image {
+    pub(super) emulator: Emulator,
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
     /// The folder that is `/lib/modules` inside.
@@ -44,6 +46,7 @@ pub(super) fn prepare(consent: Consent) -> Result<Image> {
     };
     let folder = kernel_folder(&cache, &version);
     Ok(Image {
+        emulator: emulator::prepare(&cache, consent)?,
         kernel: folder.join("boot").join(format!("vmlinuz-{version}")),
         initrd: initrd(&cache, &folder, &version)?,
         modules: folder.join("lib/modules"),
@@ -129,7 +132,7 @@ fn numbers(version: &str) -> Vec<u64> {
         .collect()
 }
 
-fn remake(folder: &Path) -> Result<()> {
+pub(super) fn remake(folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }

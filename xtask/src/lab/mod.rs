@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: runs a command as root where KVM can run real guests: on this machine if its processor can,
 //! otherwise in an emulated one. This file decides where, and runs it here; `nested` is the emulated machine.
 
+mod emulator;
 mod image;
 mod nested;
 mod watch;

@@ -57,7 +57,11 @@ fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
     let (control, control_far) = port()?;
     let mut command = emulator(options, image, folder, [&out_far, &err_far, &control_far])?;
     let start = Instant::now();
-    let mut emulator = Emulator(command.spawn().context("cannot run qemu-system-x86_64")?);
+    let mut emulator = Running(
+        command
+            .spawn()
+            .with_context(|| format!("cannot run {}", image.emulator.program.display()))?,
+    );
     // The emulator has its own copies; the ports end when it does.
     drop((out_far, err_far, control_far));
 
@@ -101,9 +105,9 @@ fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
 }
 
 /// The emulator's process; it does not outlive this value.
-struct Emulator(Child);
+struct Running(Child);
 
-impl Emulator {
+impl Running {
     fn end(&mut self) {
         // Neither fails but for a process that has ended already.
         let _ = self.0.kill();
@@ -111,7 +115,7 @@ impl Emulator {
     }
 }
 
-impl Drop for Emulator {
+impl Drop for Running {
     fn drop(&mut self) {
         self.end();
     }
@@ -160,7 +164,12 @@ fn emulator(
 
     // Should this process be killed, the kernel ends the emulator as well.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(&image.emulator.program);
+    for folder in &image.emulator.firmware {
+        command.arg("-L").arg(folder);
+    }
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     command.args([
         "-machine",
