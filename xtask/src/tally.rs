@@ -47,6 +47,7 @@ static LIBTEST: LazyLock<Regex> = LazyLock::new(|| pattern(r"^test result: \w+\.
 static COUNT: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"(\d+) (passed|failed|exec failed|timed out|skipped|ignored)"));
 static SUITE: LazyLock<Regex> = LazyLock::new(|| pattern(r"<testsuite\s([^>]*)>"));
+static NAME: LazyLock<Regex> = LazyLock::new(|| pattern(r#"\bname="([^"]*)""#));
 static ATTRIBUTE: LazyLock<Regex> = LazyLock::new(|| pattern(r#"\b(tests|failures|errors|skipped)="(\d+)""#));
 
 /// What a line of a Rust test runner adds, if it is a summary.
@@ -91,6 +92,16 @@ pub(crate) fn junit(xml: &str) -> Result<Tally> {
     Ok(sum)
 }
 
+/// The tests of a JUnit file that passed although they could do nothing here, which they say in a line with `SKIPPED`.
+pub(crate) fn passed_idly(xml: &str) -> Vec<String> {
+    let cases = xml.split("<testcase ").skip(1);
+    cases
+        .map(|case| case.split("</testcase>").next().unwrap_or(case))
+        .filter(|case| case.contains("SKIPPED") && !case.contains("<failure") && !case.contains("<error"))
+        .filter_map(|case| Some(NAME.captures(case)?[1].to_owned()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +144,13 @@ mod tests {
         let xml = r#"<?xml version="1.0"?><testsuites name="pytest tests"><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10" time="0.1"><testcase/></testsuite></testsuites>"#;
         assert_eq!(junit(xml).ok(), tally(4, 3, 3));
         assert!(junit("").is_err());
+    }
+
+    #[test]
+    fn a_test_that_says_it_could_not_run_is_found() {
+        let xml = r#"<testsuite name="a"><testcase name="ran" classname="a"><system-err>fine</system-err></testcase>
+            <testcase name="could_not" classname="a"><system-err>SKIPPED: no tool
+            </system-err></testcase><testcase name="failed" classname="a"><failure/><system-err>SKIPPED</system-err></testcase></testsuite>"#;
+        assert_eq!(passed_idly(xml), ["could_not"]);
     }
 }

@@ -1,6 +1,9 @@
 //! The parts of a virtual machine that the kernel holds: memory slots and the interrupt controllers.
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_msi,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
@@ -56,6 +59,7 @@ pub fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, VmError> {
     vm.set_tss_address(layout::KVM_TSS)
         .map_err(step("task state segment"))?;
     vm.create_irq_chip().map_err(step("interrupt controllers"))?;
+    disable_performance_counters(&vm).map_err(step("performance counters"))?;
     for (slot, region) in memory.iter().enumerate() {
         let address = region.start_addr().raw_value();
         let slot = kvm_userspace_memory_region {
@@ -70,6 +74,20 @@ pub fn create(kvm: &Kvm, memory: &GuestMemoryMmap) -> Result<VmFd, VmError> {
         unsafe { vm.set_user_memory_region(slot) }.map_err(|source| VmError::Memory { address, source })?;
     }
     Ok(vm)
+}
+
+/// CPUID denies them, but a guest may use an old processor's counters without asking.
+fn disable_performance_counters(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let can = vm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if can as u32 & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut disable = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        ..Default::default()
+    };
+    disable.args[0] = KVM_PMU_CAP_DISABLE.into();
+    vm.enable_cap(&disable)
 }
 
 /// Lets the guest read the registers of its virtio devices without leaving it, where KVM can do that. The pages must stay
