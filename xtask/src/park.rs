@@ -1,6 +1,6 @@
 //! Two virtual machines that do nothing, held open for as long as the lab runs. While they live, no other machine is the
-//! first or the last of its kind, and the kernel does not patch its own text at each start and end of a test's machine:
-//! KVM has static keys for "some machine", "some vCPU without a local APIC" and "some local APIC that is off".
+//! first or the last of its kind, and the kernel does not spend its time on patching its own text at each start and end of a
+//! test's machine: KVM has static keys for "some machine", "some vCPU without a local APIC" and "some local APIC that is off".
 
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
