@@ -7,6 +7,7 @@ import time
 import pytest
 
 import host
+import journal
 import product
 from daemon import Daemon
 from images import Images
@@ -19,6 +20,8 @@ def pytest_configure(config):
     # summary names.
     if os.environ.get("BERTH_LAB") == "nested":
         config.option.reruns = 1
+    if journal.path():
+        config.pluginmanager.register(journal.Journal(journal.path()), "journal")
     missing = product.missing()
     if missing:
         pytest.exit(f"missing: {', '.join(missing)}; run the suite with `cargo xtask test --e2e`", returncode=4)

@@ -19,7 +19,7 @@ use crate::setup::Consent;
 use crate::workspace;
 
 /// The lab itself failed; anything else is the command's own status.
-const LAB_FAILED: u8 = 125;
+pub(crate) const LAB_FAILED: u8 = 125;
 /// The command's time was up (as `timeout(1)` says it).
 const TIMED_OUT: u8 = 124;
 
