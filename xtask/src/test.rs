@@ -20,7 +20,7 @@ use crate::{lab, workspace};
 const END_TO_END_LIMIT: u64 = 4200;
 
 /// How many labs one run of the suite may use up.
-const MOST_LABS: u32 = 4;
+const MOST_LABS: u32 = 8;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
