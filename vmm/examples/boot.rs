@@ -77,6 +77,7 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
         vsock: None,
         entropy: false,
         serial_fd: None,
+        jail: None,
     };
     let mut arguments = arguments.into_iter();
     while let Some(option) = arguments.next() {

@@ -51,6 +51,18 @@ pub struct MachineConfig {
     pub entropy: bool,
     /// Where the output of the serial port goes; none means no serial port at all.
     pub serial_fd: Option<RawFd>,
+    /// The jail around the process; none means no jail at all, which is for tests and debugging.
+    pub jail: Option<JailConfig>,
+}
+
+/// Who the process is once it has left the host's namespaces, file system and privileges behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailConfig {
+    /// Not 0, and nobody else's.
+    pub uid: u32,
+    /// Not 0, and nobody else's.
+    pub gid: u32,
 }
 
 /// One block device.

@@ -12,6 +12,7 @@ pub mod control;
 pub mod devices;
 pub mod ending;
 pub mod handed;
+pub mod jail;
 pub mod machine;
 pub mod memory;
 pub mod metrics;

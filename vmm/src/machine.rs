@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
@@ -29,8 +29,10 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, RegisterPages};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockHandle};
+use crate::devices::virtio::worker::Worker;
 use crate::ending::{self, Ending};
 use crate::handed::Handed;
+use crate::jail::{Jail, JailError, Thread};
 use crate::memory::{self, MemoryError};
 use crate::metrics::Counters;
 use crate::vcpu::{Buses, VcpuContext, VcpuThreads};
@@ -63,6 +65,10 @@ pub enum MachineError {
         queue: u32,
         source: kvm_ioctls::Error,
     },
+    #[error("cannot start the thread of a device: {0}")]
+    StartDevice(io::Error),
+    #[error("the main thread {0}")]
+    Confine(JailError),
     #[error("cannot start the vcpus: {0}")]
     StartVcpus(io::Error),
 }
@@ -76,6 +82,7 @@ pub struct Machine {
     virtio: Vec<Arc<MmioTransport>>,
     serial: Option<Arc<SerialPort>>,
     exit: Option<File>,
+    jail: Jail,
     /// KVM maps it into the guest; it is kept until the vCPUs have ended.
     _memory: GuestMemoryMmap,
 }
@@ -91,8 +98,9 @@ struct ControlledMachine {
 }
 
 impl Machine {
-    /// Builds a machine from a configuration that was validated, and what came with it.
-    pub fn new(config: &MachineConfig, handed: Handed) -> Result<Self, MachineError> {
+    /// Builds a machine from a configuration that was validated, and what came with it. Its threads are confined by
+    /// `jail`, before the guest runs.
+    pub fn new(config: &MachineConfig, handed: Handed, jail: Jail) -> Result<Self, MachineError> {
         let Handed {
             kvm,
             kernel,
@@ -143,27 +151,28 @@ impl Machine {
             }
             None => None,
         };
+        let worker = |name: &str, kind| Worker::new(name, jail, kind).map_err(MachineError::StartDevice);
         for (drive, file) in config.drives.iter().zip(drives) {
-            assembly.add_virtio(Box::new(Block::new(
-                file,
-                &drive.id,
-                drive.read_only,
-                counters.clone(),
-            )?))?;
+            let worker = worker("block", Thread::Block)?;
+            let block = Block::new(file, &drive.id, drive.read_only, counters.clone(), worker)?;
+            assembly.add_virtio(Box::new(block))?;
         }
         for (net, tap) in config.nets.iter().zip(taps) {
-            assembly.add_virtio(Box::new(Net::new(tap, net.mac, net.mtu, counters.clone())))?;
+            let worker = worker("net", Thread::Net)?;
+            let net = Net::new(tap, net.mac, net.mtu, counters.clone(), worker);
+            assembly.add_virtio(Box::new(net))?;
         }
         let streams = match &config.vsock {
             Some(vsock) => {
-                let (device, handle) = Vsock::new(vsock.guest_cid, counters.clone());
+                let (device, handle) =
+                    Vsock::new(vsock.guest_cid, counters.clone(), worker("vsock", Thread::Vsock)?);
                 assembly.add_virtio(Box::new(device))?;
                 Some(handle)
             }
             None => None,
         };
         if config.entropy {
-            assembly.add_virtio(Box::new(Rng::new(counters.clone())))?;
+            assembly.add_virtio(Box::new(Rng::new(counters.clone(), worker("rng", Thread::Rng)?)))?;
         }
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly { buses, virtio, .. } = assembly;
@@ -183,12 +192,18 @@ impl Machine {
             virtio,
             serial,
             exit,
+            jail,
             _memory: memory,
         })
     }
 
     /// Runs the guest until the machine ends, then stops everything, reports, and takes leave of the clients.
     pub fn run(self) -> ExitReport {
+        self.run_once_closed(|| ())
+    }
+
+    /// As [`Machine::run`]; `then` comes when every thread is confined, on the main one, before the guest runs.
+    pub fn run_once_closed(self, then: impl FnOnce()) -> ExitReport {
         let Self {
             mut control,
             vcpus,
@@ -197,6 +212,7 @@ impl Machine {
             virtio,
             serial,
             exit,
+            jail,
             _memory,
         } = self;
         let ending = &controlled.ending;
@@ -204,14 +220,20 @@ impl Machine {
             buses,
             ending: ending.clone(),
             counters: controlled.counters.clone(),
+            jail,
+            gate: Arc::new(RwLock::new(())),
         };
         let mut threads = VcpuThreads::default();
-        if let Err(error) = threads.start(vcpus, &context) {
-            ending.end(
-                ExitReason::Error,
-                Some(MachineError::StartVcpus(error).to_string()),
-            );
+        let closed = context.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let ready = threads
+            .start(vcpus, &context)
+            .map_err(MachineError::StartVcpus)
+            .and_then(|()| jail.confine(Thread::Main).map_err(MachineError::Confine));
+        match ready {
+            Ok(()) => then(),
+            Err(error) => ending.end(ExitReason::Error, Some(error.to_string())),
         }
+        drop(closed);
         if let Err(error) = control.run(&controlled) {
             ending.end(ExitReason::Error, Some(error.to_string()));
         }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use berth_vmm::config::{ExitReason, ExitReport, MachineConfig};
 use berth_vmm::ending;
 use berth_vmm::handed::Handed;
+use berth_vmm::jail::Jail;
 use berth_vmm::machine::Machine;
 
 const HELP: &str = "\
@@ -36,9 +37,11 @@ fn main() -> ExitCode {
         ["--version"] => print(concat!("berth-vmm ", env!("CARGO_PKG_VERSION"))),
         ["--help"] => print(HELP),
         ["--config-fd", number] => match number.parse() {
-            Ok(fd) => run(fd),
+            Ok(fd) => run(fd, Machine::run, std::convert::identity),
             Err(_) => Err(format!("cannot read the descriptor number {number:?}").into()),
         },
+        #[cfg(feature = "jail-probes")]
+        ["--config-fd", number, "--probe", ref probe @ ..] => probing::run(number, probe),
         _ => Err("cannot understand the arguments; see berth-vmm --help".into()),
     };
     match done {
@@ -54,7 +57,12 @@ fn print(text: &str) -> Result<(), Box<dyn Error>> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
-fn run(config_fd: RawFd) -> Result<(), Box<dyn Error>> {
+/// Runs the machine of a configuration by `run`, in the jail that `adapt` makes of the configured one.
+fn run(
+    config_fd: RawFd,
+    run: impl FnOnce(Machine) -> ExitReport,
+    adapt: impl FnOnce(Jail) -> Jail,
+) -> Result<(), Box<dyn Error>> {
     let config = read_config(config_fd).map_err(|error| format!("cannot read the configuration: {error}"))?;
     config
         .validate()
@@ -64,10 +72,16 @@ fn run(config_fd: RawFd) -> Result<(), Box<dyn Error>> {
     let handed = unsafe { Handed::take(&config) }
         .map_err(|error| format!("cannot use the descriptors handed over: {error}"))?;
     let exit = handed.exit.as_ref().and_then(|exit| exit.try_clone().ok());
-    let report = match Machine::new(&config, handed) {
-        Ok(machine) => machine.run(),
-        Err(error) => {
-            let detail = Some(format!("cannot build the machine: {error}"));
+    let machine = enter_jail(&config, &handed)
+        .map_err(|error| format!("cannot enter the jail: {error}"))
+        .and_then(|jail| {
+            Machine::new(&config, handed, adapt(jail))
+                .map_err(|error| format!("cannot build the machine: {error}"))
+        });
+    let report = match machine {
+        Ok(machine) => run(machine),
+        Err(detail) => {
+            let detail = Some(detail);
             let report = ExitReport {
                 reason: ExitReason::Error,
                 detail,
@@ -88,6 +102,19 @@ fn run(config_fd: RawFd) -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// Enters the jail that the configuration asks for. The files that may be written to have their size already, or are
+/// short reports.
+fn enter_jail(config: &MachineConfig, handed: &Handed) -> Result<Jail, Box<dyn Error>> {
+    let Some(jail) = &config.jail else {
+        return Ok(Jail::NONE);
+    };
+    let mut largest = MAX_CONFIG_BYTES;
+    for drive in &handed.drives {
+        largest = largest.max(drive.metadata()?.len());
+    }
+    Ok(Jail::enter(jail, largest)?)
+}
+
 fn read_config(fd: RawFd) -> Result<MachineConfig, Box<dyn Error>> {
     // SAFETY: F_GETFD with a number that may be no descriptor fails with EBADF and does nothing.
     if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
@@ -101,4 +128,34 @@ fn read_config(fd: RawFd) -> Result<MachineConfig, Box<dyn Error>> {
         return Err(format!("it is longer than {MAX_CONFIG_BYTES} bytes").into());
     }
     Ok(serde_json::from_slice(&json)?)
+}
+
+/// `--probe NAME --parent PID --kvm FD [--without-filters]`: runs the machine after trying one thing that its jail is there
+/// to prevent.
+#[cfg(feature = "jail-probes")]
+mod probing {
+    use std::error::Error;
+
+    use berth_vmm::jail::Jail;
+    use berth_vmm::jail::probes::Probe;
+
+    pub(super) fn run(config_fd: &str, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+        let (name, parent, kvm, filters) = match *arguments {
+            [name, "--parent", parent, "--kvm", kvm] => (name, parent, kvm, true),
+            [name, "--parent", parent, "--kvm", kvm, "--without-filters"] => (name, parent, kvm, false),
+            _ => return Err("cannot understand the probe".into()),
+        };
+        let (probe, parent, kvm): (Probe, _, _) = (name.parse()?, parent.parse()?, kvm.parse()?);
+        let adapt = |jail: Jail| if filters { jail } else { jail.without_filters() };
+        super::run(
+            config_fd.parse()?,
+            |machine| {
+                machine.run_once_closed(|| match probe.run(parent, kvm) {
+                    Ok(()) => eprintln!("probe {name}: done"),
+                    Err(error) => eprintln!("probe {name}: {error}"),
+                })
+            },
+            adapt,
+        )
+    }
 }

@@ -2,7 +2,7 @@
 //! `arch`'s business.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::Bus;
 use crate::config::ExitReason;
 use crate::ending::Ending;
+use crate::jail::{Jail, Thread};
 use crate::metrics::{Counters, count};
 
 /// How long to wait for a vCPU before it is kicked again. A kick that comes just before the thread enters the guest is
@@ -32,6 +33,9 @@ pub struct VcpuContext {
     pub buses: Arc<Buses>,
     pub ending: Arc<Ending>,
     pub counters: Arc<Counters>,
+    pub jail: Jail,
+    /// Locked for writing until every thread of the machine is confined; no guest code runs before.
+    pub gate: Arc<RwLock<()>>,
 }
 
 /// The running vCPUs.
@@ -74,7 +78,11 @@ fn run(mut vcpu: VcpuFd, index: usize, context: &VcpuContext) {
         buses,
         ending,
         counters,
+        jail,
+        gate,
     } = context;
+    jail.confine_or_abort(Thread::Vcpu);
+    drop(gate.read().unwrap_or_else(PoisonError::into_inner));
     while ending.report().is_none() {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {

@@ -19,6 +19,9 @@ use crate::{lab, workspace};
 /// The whole end-to-end suite ends well within this time, in seconds, even in the nested lab.
 const END_TO_END_LIMIT: u64 = 4200;
 
+/// What the tests of the jail need besides the product itself.
+const PROBES: &str = "berth-vmm/jail-probes";
+
 /// How many labs one run of the suite may use up.
 const MOST_LABS: u32 = 8;
 
@@ -104,12 +107,14 @@ fn unit_tests(consent: Consent, tally: &mut Tally) -> Result<()> {
             "nextest",
             "run",
             "--workspace",
+            "--features",
+            PROBES,
             "--no-fail-fast",
             "--no-tests=pass",
         ]);
     } else {
         eprintln!("    cargo-nextest is not installed: cargo test does it");
-        command.args(["test", "--workspace", "--no-fail-fast"]);
+        command.args(["test", "--workspace", "--features", PROBES, "--no-fail-fast"]);
     }
     let (mut found, ok) = run_counting(&mut command)?;
     for test in passed_idly(&fs::read_to_string(&report).unwrap_or_default()) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use berth_runtime::{Runtime, RuntimeConfig};
+use berth_runtime::{Runtime, RuntimeConfig, UserRange};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
@@ -53,6 +53,9 @@ pub(super) struct ServeArgs {
     /// How long a stopped task can still be described, such as 1h or 7d
     #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = time::span)]
     stopped_task_retention: Duration,
+    /// Users (and groups) that nobody else on this host is: each machine runs as one of them
+    #[arg(long, value_name = "FIRST-LAST", default_value_t)]
+    machine_users: UserRange,
     /// Begins the name of everything made on the host: network namespaces, tables, the parent cgroup
     #[arg(long, value_name = "NAME", default_value = "berth", value_parser = checked::host_prefix)]
     host_prefix: String,
@@ -96,6 +99,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         region: args.region.clone(),
         insecure_registries: BTreeSet::from_iter(args.insecure_registries),
         minimum_billed_seconds: args.minimum_billed_seconds,
+        machine_users: args.machine_users,
         host_prefix: args.host_prefix,
         stopped_task_retention: args.stopped_task_retention,
     });

@@ -9,14 +9,16 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
-use berth_vmm::config::{CONFIG_VERSION, DriveConfig, MachineConfig, NetConfig, VsockConfig};
+use berth_vmm::config::{CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, NetConfig, VsockConfig};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
 use super::process;
 use super::scratch::ScratchDisks;
-use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, at, host_error};
+use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, USER_FILE, at, host_error};
 use crate::cgroup::{Caps, Cgroups};
 use crate::network::MacAddr;
 use crate::task::host::{HostError, MachineSpec};
@@ -50,6 +52,8 @@ pub(super) struct Launch {
     pub binaries: Binaries,
     pub cgroups: Cgroups,
     pub scratch: ScratchDisks,
+    /// Whom the machine runs as.
+    pub user: u32,
     pub spec: MachineSpec,
 }
 
@@ -80,6 +84,8 @@ impl Launch {
             .mode(0o700)
             .create(&self.dir)
             .map_err(|error| at(&self.dir, "make", &error))?;
+        let user_file = self.dir.join(USER_FILE);
+        fs::write(&user_file, format!("{}\n", self.user)).map_err(|error| at(&user_file, "write", &error))?;
         let guest_mib = guest_mib(self.spec.memory_mib);
         let caps = Caps {
             cpu_units: self.spec.cpu_units,
@@ -164,6 +170,10 @@ impl Launch {
             vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
             entropy: true,
             serial_fd: None,
+            jail: Some(JailConfig {
+                uid: self.user,
+                gid: self.user,
+            }),
         })
     }
 }
@@ -203,7 +213,15 @@ fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Ch
             Ok(())
         });
     }
-    command.spawn()
+    // The process is to be the first of a process id namespace. That is a trait of the thread that forks, and one that it
+    // cannot lay down again; so it is a thread for this alone.
+    thread::scope(|scope| {
+        let forks = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWPID)?;
+            command.spawn()
+        });
+        forks.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    })
 }
 
 fn open(path: &Path, write: bool) -> Result<File, HostError> {

@@ -9,6 +9,7 @@ mod running;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::collections::HashMap;
 use std::io;
@@ -29,10 +30,13 @@ use crate::task::host::{Found, Host, HostError, Machine, MachineSpec, PulledImag
 pub use launch::Binaries;
 use running::RunningMachine;
 use scratch::ScratchDisks;
+use users::Users;
+pub use users::UserRange;
 
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 pub(crate) const PID_FILE: &str = "vmm.pid";
+pub(crate) const USER_FILE: &str = "user";
 pub(crate) const LOG_FILE: &str = "vmm.log";
 pub(crate) const SCRATCH_FILE: &str = "scratch.img";
 
@@ -44,6 +48,7 @@ pub struct LocalHost {
     network: Network,
     images: ImageStore,
     scratch: ScratchDisks,
+    users: Users,
     /// Starting, finding and removing one machine exclude each other, even if the asker has gone away meanwhile.
     locks: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -52,6 +57,7 @@ impl LocalHost {
     pub fn open(
         data_dir: &Path,
         binaries: Binaries,
+        machine_users: UserRange,
         cgroups: Cgroups,
         network: Network,
         images: ImageStore,
@@ -59,6 +65,7 @@ impl LocalHost {
         let machines_dir = data_dir.join("machines");
         std::fs::create_dir_all(&machines_dir).map_err(|error| at(&machines_dir, "make", &error))?;
         let scratch = ScratchDisks::open(&data_dir.join("scratch"))?;
+        let users = Users::open(machine_users, &machines_dir)?;
         Ok(LocalHost {
             machines_dir,
             binaries,
@@ -66,6 +73,7 @@ impl LocalHost {
             network,
             images,
             scratch,
+            users,
             locks: Mutex::default(),
         })
     }
@@ -173,6 +181,7 @@ impl Host for LocalHost {
                 binaries: self.binaries.clone(),
                 cgroups: self.cgroups.clone(),
                 scratch: self.scratch.clone(),
+                user: self.users.take(&spec.task)?,
                 spec,
             };
             // Runs to its end even if the asker goes away; the lock is held until then.
@@ -230,6 +239,7 @@ impl Host for LocalHost {
                 }
                 _ => {}
             }
+            self.users.release(task);
             drop(guard);
             self.locks
                 .lock()

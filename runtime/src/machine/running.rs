@@ -163,6 +163,7 @@ fn stream(fd: OwnedFd) -> std::io::Result<UnixStream> {
 
 fn described(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
+        (_, Some(libc::SIGSYS)) => "ended for a system call that its filter forbids (SIGSYS)".to_owned(),
         (_, Some(signal)) => format!("killed by signal {signal}"),
         (Some(code), _) => format!("exit status {code}"),
         (None, None) => "unknown exit status".to_owned(),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::logs::LogError;
+use crate::machine::UserRange;
 use crate::metering::{PriceError, PriceList};
 use crate::model::Tag;
 use crate::model::definition::DefinitionId;
@@ -42,6 +43,8 @@ pub struct RuntimeConfig {
     pub insecure_registries: BTreeSet<String>,
     /// Shortest billed time of a task, in seconds.
     pub minimum_billed_seconds: u64,
+    /// Whom machines run as.
+    pub machine_users: UserRange,
     /// Prefix of everything made on the host (network namespaces, links, tables) and name of the parent cgroup.
     pub host_prefix: String,
     /// How long a stopped task can still be described.

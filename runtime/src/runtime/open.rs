@@ -73,6 +73,7 @@ impl Runtime {
         let host = Arc::new(LocalHost::open(
             dir,
             binaries,
+            config.machine_users,
             cgroups,
             network,
             images.map_err(chain)?,

@@ -37,6 +37,8 @@ pub enum ConfigError {
     Mtu(u16),
     #[error("guest_cid is {0}, not 3 to {max}", max = u32::MAX - 1)]
     GuestCid(u64),
+    #[error("the jail's {0} is 0, which is root")]
+    JailRoot(&'static str),
 }
 
 impl MachineConfig {
@@ -67,6 +69,13 @@ impl MachineConfig {
         }
         self.validate_drives()?;
         self.validate_nets()?;
+        if let Some(jail) = &self.jail {
+            for (what, id) in [("uid", jail.uid), ("gid", jail.gid)] {
+                if id == 0 {
+                    return Err(ConfigError::JailRoot(what));
+                }
+            }
+        }
         match &self.vsock {
             Some(vsock) if !(3..u64::from(u32::MAX)).contains(&vsock.guest_cid) => {
                 Err(ConfigError::GuestCid(vsock.guest_cid))
@@ -107,7 +116,7 @@ impl MachineConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DriveConfig, NetConfig, VsockConfig};
+    use crate::config::{DriveConfig, JailConfig, NetConfig, VsockConfig};
 
     fn valid() -> MachineConfig {
         MachineConfig {
@@ -133,6 +142,7 @@ mod tests {
             vsock: Some(VsockConfig { guest_cid: 3 }),
             entropy: true,
             serial_fd: None,
+            jail: Some(JailConfig { uid: 7, gid: 8 }),
         }
     }
 
@@ -167,6 +177,9 @@ mod tests {
             broken(|c| c.vsock = Some(VsockConfig { guest_cid: 2 })),
             Err(E::GuestCid(2))
         );
+        let jail = |uid, gid| broken(|c| c.jail = Some(JailConfig { uid, gid }));
+        assert_eq!(jail(0, 8), Err(E::JailRoot("uid")));
+        assert_eq!(jail(7, 0), Err(E::JailRoot("gid")));
         let host_wildcard = u64::from(u32::MAX);
         assert_eq!(
             broken(|c| c.vsock = Some(VsockConfig {

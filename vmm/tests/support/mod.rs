@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
 use berth_vmm::config::{CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -133,6 +135,7 @@ impl Launch {
             vsock: None,
             entropy: true,
             serial_fd: Some(keep(serial_out)),
+            jail: None,
         };
         Self {
             config,
@@ -149,6 +152,11 @@ impl Launch {
     }
 
     pub fn start(self) -> Running {
+        self.start_with(&[], CloneFlags::empty())
+    }
+
+    /// Starts the machine with more arguments, in namespaces of its own.
+    pub fn start_with(self, arguments: &[&str], namespaces: CloneFlags) -> Running {
         let Self {
             config,
             kept,
@@ -165,11 +173,23 @@ impl Launch {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-vmm"));
         command
             .args(["--config-fd", &json.as_raw_fd().to_string()])
+            .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
-        // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
+        // SAFETY: between fork and exec only fcntl, unshare and mount are called, which are async-signal-safe.
         unsafe {
             command.pre_exec(move || {
+                if !namespaces.is_empty() {
+                    unshare(namespaces)?;
+                    let nothing = None::<&str>;
+                    mount(
+                        nothing,
+                        "/",
+                        nothing,
+                        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                        nothing,
+                    )?;
+                }
                 for fd in &handed {
                     if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
                         return Err(std::io::Error::last_os_error());

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ActivateError, ActiveQueue, Interrupt};
+use crate::jail::{Jail, Thread};
 
 /// Most requests that are served before the driver is told of them.
 const BATCH: usize = 32;
@@ -38,35 +39,92 @@ impl Stop {
         // The counter of an event that is written once cannot overflow.
         let _ = self.event.write(1);
     }
+
+    /// Nobody has asked yet: for the next service.
+    fn forget(&self) {
+        self.asked.store(false, Ordering::Release);
+        // It fails where nobody had asked.
+        let _ = self.event.read();
+    }
 }
 
-/// A running device thread.
+/// What a thread does from one activation of its device to the reset that ends it.
+type Service = Box<dyn FnOnce(&Stop) + Send>;
+
+/// A device's thread. It is there, and confined, before the guest runs, since a confined machine makes no threads; it
+/// serves one activation of the device after the other.
 pub struct Worker {
-    thread: JoinHandle<()>,
+    services: Option<mpsc::Sender<Service>>,
+    done: mpsc::Receiver<()>,
     stop: Arc<Stop>,
+    serving: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a thread, which must return when it is asked to stop.
-    pub fn spawn(name: &str, run: impl FnOnce(&Stop) + Send + 'static) -> Result<Self, ActivateError> {
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ActivateError::Events)?;
-        let stop = Arc::new(Stop {
-            asked: AtomicBool::new(false),
-            event,
-        });
-        let seen_by_thread = stop.clone();
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || run(&seen_by_thread))
-            .map_err(ActivateError::Thread)?;
-        Ok(Self { thread, stop })
+    /// A thread for a test of the device, with no jail around it.
+    #[cfg(test)]
+    pub(crate) fn unconfined() -> Self {
+        Self::new("device", Jail::NONE, Thread::Main).unwrap()
     }
 
-    /// Asks the thread to return, and waits for it.
-    pub fn stop(self) {
-        self.stop.ask();
-        // A thread that panicked has returned as well.
-        let _ = self.thread.join();
+    /// Starts a thread that waits for its device's driver.
+    pub fn new(name: &str, jail: Jail, kind: Thread) -> io::Result<Self> {
+        let stop = Arc::new(Stop {
+            asked: AtomicBool::new(false),
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        });
+        let (services, orders) = mpsc::channel::<Service>();
+        let (ended, done) = mpsc::channel();
+        let seen_by_thread = stop.clone();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            jail.confine_or_abort(kind);
+            for service in orders {
+                service(&seen_by_thread);
+                if ended.send(()).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self {
+            services: Some(services),
+            done,
+            stop,
+            serving: false,
+            thread: Some(thread),
+        })
+    }
+
+    /// Has the thread run `service`, which must return when it is asked to stop. One at a time: a service that runs
+    /// already is ended first.
+    pub fn serve(&mut self, service: impl FnOnce(&Stop) + Send + 'static) -> Result<(), ActivateError> {
+        self.stop();
+        self.stop.forget();
+        let gone = || ActivateError::Thread(io::ErrorKind::BrokenPipe.into());
+        let services = self.services.as_ref().ok_or_else(gone)?;
+        services.send(Box::new(service)).map_err(|_| gone())?;
+        self.serving = true;
+        Ok(())
+    }
+
+    /// Asks the service to return, and waits until it has.
+    pub fn stop(&mut self) {
+        if std::mem::take(&mut self.serving) {
+            self.stop.ask();
+            // A thread that panicked has returned as well.
+            let _ = self.done.recv();
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+        // The thread waits for its next service, and now there is none to come.
+        self.services = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

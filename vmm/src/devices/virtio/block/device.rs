@@ -25,18 +25,24 @@ const CONFIG_BYTES: usize = 60;
 pub struct Block {
     disk: Arc<Disk>,
     config: [u8; CONFIG_BYTES],
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Block {
     /// `id` is what the guest reads as serial number: at most 20 bytes, which the configuration made sure of.
-    pub fn new(file: File, id: &str, read_only: bool, counters: Arc<Counters>) -> Result<Self, DiskError> {
+    pub fn new(
+        file: File,
+        id: &str,
+        read_only: bool,
+        counters: Arc<Counters>,
+        worker: Worker,
+    ) -> Result<Self, DiskError> {
         let disk = Disk::new(file, id, read_only, counters)?;
         let config = config(&disk);
         Ok(Self {
             disk: Arc::new(disk),
             config,
-            worker: None,
+            worker,
         })
     }
 }
@@ -100,16 +106,14 @@ impl VirtioDevice for Block {
         for queue in queues {
             let disk = self.disk.clone();
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
-            self.worker = Some(Worker::spawn("block", move |stop| {
+            self.worker.serve(move |stop| {
                 service.run(stop, |memory, chain| disk.serve(memory, chain));
-            })?);
+            })?;
         }
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
+        self.worker.stop();
     }
 }

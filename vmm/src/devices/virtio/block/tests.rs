@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::devices::virtio::net::driver::{Driver, INDIRECT, NEXT, TestInterrupt, WRITE, memory};
+use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
 use crate::metrics::Counters;
 
@@ -44,7 +45,14 @@ impl Bench {
             file.write_all_at(&[sector as u8; 512], sector * 512).unwrap();
         }
         let counters = Arc::new(Counters::default());
-        let mut block = Block::new(file.try_clone().unwrap(), "disk0", read_only, counters.clone()).unwrap();
+        let mut block = Block::new(
+            file.try_clone().unwrap(),
+            "disk0",
+            read_only,
+            counters.clone(),
+            Worker::unconfined(),
+        )
+        .unwrap();
         let memory = memory();
         let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
         let interrupt = Arc::new(TestInterrupt::default());
@@ -378,7 +386,7 @@ fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
 fn a_file_without_a_sector_is_no_disk() {
     let file = tempfile::tempfile().unwrap();
     assert!(matches!(
-        Block::new(file, "x", true, Arc::default()),
+        Block::new(file, "x", true, Arc::default(), Worker::unconfined()),
         Err(DiskError::Empty(_))
     ));
 }

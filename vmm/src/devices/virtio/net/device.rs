@@ -26,18 +26,24 @@ pub struct Net {
     mac: [u8; 6],
     mtu: Option<u16>,
     counters: Arc<Counters>,
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Net {
     /// `tap` was opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` and does not block.
-    pub fn new(tap: OwnedFd, mac: [u8; 6], mtu: Option<u16>, counters: Arc<Counters>) -> Self {
+    pub fn new(
+        tap: OwnedFd,
+        mac: [u8; 6],
+        mtu: Option<u16>,
+        counters: Arc<Counters>,
+        worker: Worker,
+    ) -> Self {
         Self {
             tap: Arc::new(tap),
             mac,
             mtu,
             counters,
-            worker: None,
+            worker,
         }
     }
 }
@@ -99,7 +105,7 @@ impl VirtioDevice for Net {
         let events = Events::new(receive.kick, transmit.kick, &self.tap).map_err(ActivateError::Events)?;
         let tap = Arc::clone(&self.tap);
         let counters = Arc::clone(&self.counters);
-        self.worker = Some(Worker::spawn("net", move |stop| {
+        self.worker.serve(move |stop| {
             // Made on the thread: they hold pointers into guest memory, which do not travel.
             let receive = Receive::new(receive.queue, memory.clone(), features, Arc::clone(&counters));
             let transmit = Transmit::new(transmit.queue, memory, features, Arc::clone(&counters));
@@ -112,19 +118,10 @@ impl VirtioDevice for Net {
                 interrupt.as_ref(),
                 &counters,
             );
-        })?);
-        Ok(())
+        })
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        self.reset();
+        self.worker.stop();
     }
 }

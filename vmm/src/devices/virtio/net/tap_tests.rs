@@ -13,8 +13,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_CSUM;
 use super::Net;
 use super::driver::{Driver, TestInterrupt, memory};
 use super::header::HEADER_BYTES;
+use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
-use crate::metrics::Counters;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -133,7 +133,7 @@ impl Guest {
         let (receive, receive_queue) = Driver::new(&memory, 0x1_0000, QUEUE);
         let (transmit, transmit_queue) = Driver::new(&memory, 0x2_0000, QUEUE);
         let interrupt = Arc::new(TestInterrupt::default());
-        let mut device = Net::new(tap, MAC, None, Arc::new(Counters::default()));
+        let mut device = Net::new(tap, MAC, None, Arc::default(), Worker::unconfined());
         device
             .activate(Activation {
                 memory,

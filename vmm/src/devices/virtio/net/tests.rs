@@ -19,6 +19,7 @@ use super::tx::Transmit;
 use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Net};
 use crate::control::Metrics;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::worker::Worker;
 use crate::metrics::Counters;
 
 const RINGS: u64 = 0x1_0000;
@@ -367,7 +368,13 @@ fn unusable_receive_buffers_are_returned_empty() {
 #[test]
 fn configuration_holds_mac_and_mtu() {
     let (tap, _host) = tap();
-    let net = Net::new(tap, [2, 0, 0, 1, 2, 3], Some(1500), Arc::default());
+    let net = Net::new(
+        tap,
+        [2, 0, 0, 1, 2, 3],
+        Some(1500),
+        Arc::default(),
+        Worker::unconfined(),
+    );
     let mut config = [0xaa; 16];
     net.read_config(0, &mut config);
     assert_eq!(config[..6], [2, 0, 0, 1, 2, 3]);

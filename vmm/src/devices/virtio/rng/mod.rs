@@ -19,15 +19,12 @@ const MAX_BYTES: usize = 4096;
 /// The device.
 pub struct Rng {
     counters: Arc<Counters>,
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Rng {
-    pub fn new(counters: Arc<Counters>) -> Self {
-        Self {
-            counters,
-            worker: None,
-        }
+    pub fn new(counters: Arc<Counters>, worker: Worker) -> Self {
+        Self { counters, worker }
     }
 }
 
@@ -57,17 +54,15 @@ impl VirtioDevice for Rng {
         for queue in queues {
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
             let counters = counters.clone();
-            self.worker = Some(Worker::spawn("rng", move |stop| {
+            self.worker.serve(move |stop| {
                 service.run(stop, |memory, chain| serve(memory, chain, &counters));
-            })?);
+            })?;
         }
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
+        self.worker.stop();
     }
 }
 

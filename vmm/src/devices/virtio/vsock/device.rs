@@ -24,12 +24,12 @@ pub struct Vsock {
     guest_cid: u64,
     counters: Arc<Counters>,
     shared: Arc<Shared>,
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Vsock {
     /// A device whose guest has the given context id, and the host's side of it.
-    pub fn new(guest_cid: u64, counters: Arc<Counters>) -> (Self, VsockHandle) {
+    pub fn new(guest_cid: u64, counters: Arc<Counters>, worker: Worker) -> (Self, VsockHandle) {
         let shared = Arc::new(Shared::default());
         let handle = VsockHandle::new(Arc::clone(&shared));
         (
@@ -37,7 +37,7 @@ impl Vsock {
                 guest_cid,
                 counters,
                 shared,
-                worker: None,
+                worker,
             },
             handle,
         )
@@ -100,26 +100,17 @@ impl VirtioDevice for Vsock {
         };
         let shared = Arc::clone(&self.shared);
         self.shared.open(wake);
-        let worker = Worker::spawn("vsock", move |stop| {
+        let served = self.worker.serve(move |stop| {
             service.run(stop, &epoll, &events, interrupt.as_ref());
             shared.close();
         });
-        if worker.is_err() {
+        if served.is_err() {
             self.shared.close();
         }
-        self.worker = Some(worker?);
-        Ok(())
+        served
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
-    }
-}
-
-impl Drop for Vsock {
-    fn drop(&mut self) {
-        self.reset();
+        self.worker.stop();
     }
 }

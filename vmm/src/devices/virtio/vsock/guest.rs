@@ -10,6 +10,7 @@ use super::packet::{Credit, HEADER_BYTES, HOST_CID, Header, MAX_DATA_BYTES, Op, 
 use super::{Vsock, VsockHandle};
 use crate::control::Metrics;
 use crate::devices::virtio::net::driver::{Driver, TestInterrupt, memory};
+use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
 use crate::metrics::Counters;
 
@@ -48,7 +49,7 @@ impl Guest {
 
     pub(super) fn without_receive_buffers() -> Self {
         let counters = Arc::new(Counters::default());
-        let (device, handle) = Vsock::new(CID, Arc::clone(&counters));
+        let (device, handle) = Vsock::new(CID, Arc::clone(&counters), Worker::unconfined());
         let interrupt = Arc::new(TestInterrupt::default());
         let memory = memory();
         let (receive, _) = Driver::new(&memory, RECEIVE_RINGS, QUEUE);

@@ -9,6 +9,7 @@ use super::packet::{Credit, Header, MAX_DATA_BYTES, Op, SHUTDOWN_BOTH, SHUTDOWN_
 use super::table::{ANSWER_TIMEOUT, LARGE_WINDOW_BYTES, MAX_WAITING};
 use super::{Vsock, VsockHandle};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::worker::Worker;
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -251,7 +252,7 @@ fn connections_take_turns() {
 
 #[test]
 fn configuration_holds_the_context_id() {
-    let (device, _handle) = Vsock::new(0x1234_5678_9abc, Default::default());
+    let (device, _handle) = Vsock::new(0x1234_5678_9abc, Default::default(), Worker::unconfined());
     let mut config = [0xff; 10];
     device.read_config(0, &mut config);
     assert_eq!(config, [0xbc, 0x9a, 0x78, 0x56, 0x34, 0x12, 0, 0, 0, 0]);

@@ -1,0 +1,192 @@
+//! What is left to a machine in its jail: each probe is tried without the jail, within its walls alone, and behind its
+//! filters.
+#![cfg(feature = "jail-probes")]
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use berth_vmm::config::{ExitReason, JailConfig};
+use berth_vmm::control::Command;
+use berth_vmm::jail::probes::ALL;
+use nix::sched::CloneFlags;
+use nix::unistd::Uid;
+use support::{Ended, Launch, kvm_is_there};
+
+/// Nobody's numbers.
+const JAIL: JailConfig = JailConfig {
+    uid: 2_000_000_001,
+    gid: 2_000_000_002,
+};
+/// `mov dx, 0x600; mov al, 0x34; out dx, al; hlt; jmp` back: the guest powers off.
+const POWER_OFF: [u8; 10] = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4, 0xeb, 0xfd];
+/// `jmp` to itself.
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+/// What the walls stop without a filter; the rest is the filters' work alone.
+const STOPPED_BY_WALLS: [&str; 10] = [
+    "open", "list", "create", "ptrace", "mount", "socket", "exec", "kill", "root", "limit",
+];
+
+/// Whether a jail can be made here; says so loudly if not.
+fn jails_can_be_made() -> bool {
+    let root = Uid::effective().is_root();
+    if !root {
+        eprintln!("SKIPPED: only root can make a jail");
+    }
+    root && kvm_is_there()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Around {
+    Nothing,
+    Walls,
+    WallsAndFilters,
+}
+
+fn probe(name: &str, around: Around) -> Ended {
+    let mut launch = Launch::new(&POWER_OFF);
+    let kvm = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .unwrap();
+    let (parent, leaked) = (std::process::id().to_string(), kvm.as_raw_fd().to_string());
+    launch.keep(kvm.into());
+    let mut arguments = vec!["--probe", name, "--parent", &parent, "--kvm", &leaked];
+    match around {
+        Around::Nothing => {}
+        Around::Walls => {
+            arguments.push("--without-filters");
+            launch.config.jail = Some(JAIL);
+        }
+        Around::WallsAndFilters => launch.config.jail = Some(JAIL),
+    }
+    // What a probe mounts is not to stay on this machine.
+    launch.start_with(&arguments, CloneFlags::CLONE_NEWNS).wait()
+}
+
+fn succeeded(name: &str, ended: &Ended) -> bool {
+    // Another program in its place says nothing.
+    assert_eq!(ended.serial, "", "the guest says nothing");
+    let replaced = name == "exec" && ended.status.success() && ended.report.is_none();
+    replaced || ended.stderr == format!("probe {name}: done\n") && ended.status.success()
+}
+
+#[test]
+fn without_the_jail_every_probe_succeeds() {
+    if !jails_can_be_made() {
+        return;
+    }
+    for (name, _) in ALL {
+        let ended = probe(name, Around::Nothing);
+        assert!(
+            succeeded(name, &ended),
+            "{name}: {:?}: {}",
+            ended.status,
+            ended.stderr
+        );
+    }
+}
+
+#[test]
+fn the_walls_stop_what_reaches_for_the_host() {
+    if !jails_can_be_made() {
+        return;
+    }
+    for (name, _) in ALL {
+        let ended = probe(name, Around::Walls);
+        assert_eq!(
+            succeeded(name, &ended),
+            !STOPPED_BY_WALLS.contains(&name),
+            "{name}: {:?}: {}",
+            ended.status,
+            ended.stderr
+        );
+        assert_eq!(ended.status.signal(), None, "{name}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn the_filters_end_a_machine_that_tries_anything() {
+    if !jails_can_be_made() {
+        return;
+    }
+    for (name, _) in ALL {
+        let ended = probe(name, Around::WallsAndFilters);
+        if name == "nothing" {
+            assert!(succeeded(name, &ended), "{:?}: {}", ended.status, ended.stderr);
+            assert_eq!(
+                ended.report.map(|report| report.reason),
+                Some(ExitReason::PowerOff)
+            );
+        } else {
+            let signal = ended.status.signal();
+            assert_eq!(
+                signal,
+                Some(libc::SIGSYS),
+                "{name}: {:?}: {}",
+                ended.status,
+                ended.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn a_jailed_machine_is_nobody_and_sees_nothing() {
+    if !jails_can_be_made() {
+        return;
+    }
+    let mut launch = Launch::new(&SPIN);
+    launch.config.jail = Some(JAIL);
+    let machine = launch.start();
+    let client = machine.client();
+    client.request(Command::Metrics).unwrap();
+    let folder = format!("/proc/{}", machine.pid());
+    assert_eq!(fs::read_dir(format!("{folder}/root")).unwrap().count(), 0);
+    for namespace in ["mnt", "net", "ipc", "uts", "cgroup"] {
+        let link = |of: &str| fs::read_link(format!("/proc/{of}/ns/{namespace}")).unwrap();
+        assert_ne!(link(&machine.pid().to_string()), link("self"), "{namespace}");
+    }
+    let statuses = || -> Vec<String> {
+        let tasks = fs::read_dir(format!("{folder}/task")).unwrap();
+        tasks
+            .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+            .collect()
+    };
+    // A thread confines itself before it does anything for the guest, which may be a moment from now.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !statuses().iter().all(|status| status.contains("Seccomp:\t2")) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let statuses = statuses();
+    // The main one, the vCPU's, those of the drive and of the entropy device; some kernels add one of their own.
+    assert!(statuses.len() >= 4, "{statuses:?}");
+    for status in statuses {
+        let field = |name: &str| -> Vec<&str> {
+            let line = status.lines().find(|line| line.starts_with(&format!("{name}:")));
+            line.unwrap().split_whitespace().skip(1).collect()
+        };
+        assert_eq!(field("Uid"), vec![JAIL.uid.to_string(); 4]);
+        assert_eq!(field("Gid"), vec![JAIL.gid.to_string(); 4]);
+        assert!(field("Groups").is_empty());
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(field(set), ["0000000000000000"], "{set}");
+        }
+        assert_eq!(
+            (field("NoNewPrivs"), field("Seccomp")),
+            (vec!["1"], vec!["2"]),
+            "{status}"
+        );
+    }
+    client.request(Command::Stop).unwrap();
+    assert_eq!(
+        machine.wait().report.map(|report| report.reason),
+        Some(ExitReason::Stopped)
+    );
+}
