@@ -29,13 +29,14 @@ PROBE = "console=ttyS0 quiet loglevel=1 panic=-1 pci=off i8042.noaux berth.guest
 IDLE = "quiet loglevel=1 panic=-1 pci=off i8042.noaux berth.guest=1"
 TIMEOUT = 180
 TRACING = Path("/sys/kernel/tracing")
+JAIL = {"uid": 2_000_065_535, "gid": 2_000_065_535}
 KERNEL, INITRD = product.GUEST / "vmlinux", product.GUEST / "initrd.cpio"
 
 
 class Machine:
     """A berth-vmm with the descriptors that it needs; its serial port is a pipe."""
 
-    def __init__(self, cmdline, serial):
+    def __init__(self, cmdline, serial, jailed=False):
         inherited = []
 
         def opened(path, flags):
@@ -60,6 +61,7 @@ class Machine:
             "vsock": {"guest_cid": 3},
             "entropy": True,
             "serial_fd": writer if serial else None,
+            "jail": JAIL if jailed else None,
         }
         file = os.memfd_create("config")
         os.write(file, json.dumps(config).encode())
@@ -120,6 +122,17 @@ def until_ready(machine):
 PEERS = {"qemu": "microvm", "qemu_minimal": "microvm,x-option-roms=off,pit=off,pic=off,rtc=off"}
 
 
+# What is booted in each round, and whether its files are in the host's page cache.
+BOOTS = [
+    ("berth", False),
+    ("qemu", False),
+    ("berth", True),
+    ("qemu", True),
+    ("jailed", True),
+    ("qemu_minimal", True),
+]
+
+
 def write_over_old_guests():
     """The lab's emulator keeps its translations of a guest's code until the memory is written again, and drops them one
     by one then: seconds, charged to whoever gets that memory next. So this process gets it, outside of all measuring."""
@@ -142,7 +155,7 @@ def boot(kind, cached=True):
     write_over_old_guests()
     if not cached:
         forget_files()
-    machine = Machine(PROBE, serial=True) if kind == "berth" else Qemu(PEERS[kind])
+    machine = Qemu(PEERS[kind]) if kind in PEERS else Machine(PROBE, serial=True, jailed=kind == "jailed")
     try:
         return until_ready(machine)
     finally:
@@ -190,7 +203,7 @@ def exits_per_boot(rounds):
 
 def resident_outside_guest():
     """MiB of an idle machine that are not the guest's memory: all, and the anonymous part."""
-    machine = Machine(IDLE, serial=False)
+    machine = Machine(IDLE, serial=False, jailed=True)
     try:
         time.sleep(8)
         resident = anonymous = 0
@@ -252,7 +265,7 @@ def main():
 
     times, clocks = {}, {}
     for number in range(options.rounds):
-        for kind, cached in [("berth", False), ("qemu", False), ("berth", True), ("qemu", True), ("qemu_minimal", True)]:
+        for kind, cached in BOOTS:
             wall, clock = boot(kind, cached)
             times.setdefault((kind, cached), []).append(wall)
             clocks.setdefault((kind, cached), []).append(clock)
@@ -268,7 +281,9 @@ def main():
     rows = [
         ("cold_boot_vs_qemu", cold / qemu, "ratio"),
         ("cold_boot_vs_qemu_minimal", cold / minimal, "ratio"),
+        ("jailed_boot_vs_qemu", times["jailed", True] / qemu, "ratio"),
         ("cold_boot_ms", cold, "ms"),
+        ("jailed_boot_ms", times["jailed", True], "ms"),
         ("cold_boot_qemu_ms", qemu, "ms"),
         ("cold_boot_qemu_minimal_ms", minimal, "ms"),
         ("uncached_boot_vs_qemu", uncached / uncached_qemu, "ratio"),

@@ -2,6 +2,7 @@
 //! ready made and a mistake in them is a mistake of the build.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
@@ -13,17 +14,17 @@ const SOURCE: &str = "src/jail/filters.json";
 /// What every kind of thread is allowed, besides its own.
 const EVERY: &str = "every";
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={SOURCE}");
-    let source = fs::read_to_string(SOURCE).unwrap_or_else(|error| panic!("cannot read {SOURCE}: {error}"));
-    let code = generate(&source).unwrap_or_else(|error| panic!("cannot use {SOURCE}: {error}"));
-    let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR for build scripts");
-    let path = Path::new(&out).join("filters.rs");
-    fs::write(&path, code).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    let source = fs::read_to_string(SOURCE).map_err(|error| format!("cannot read {SOURCE}: {error}"))?;
+    let code = generate(&source).map_err(|error| format!("cannot use {SOURCE}: {error}"))?;
+    let path = Path::new(&env::var("OUT_DIR")?).join("filters.rs");
+    fs::write(&path, code).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    Ok(())
 }
 
-/// A function from the name of a kind of thread to its filter.
-fn generate(source: &str) -> Result<String, Box<dyn std::error::Error>> {
+/// A constant for each kind of thread: its filter.
+fn generate(source: &str) -> Result<String, Box<dyn Error>> {
     let mut kinds: HashMap<String, Vec<Value>> = serde_json::from_str(source)?;
     let every = kinds.remove(EVERY).ok_or("it has no list for every thread")?;
     let mut names: Vec<String> = kinds.keys().cloned().collect();

@@ -1,6 +1,7 @@
 //! What is left to a machine in its jail: each probe is tried without the jail, within its walls alone, and behind its
 //! filters.
 #![cfg(feature = "jail-probes")]
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 mod support;
 

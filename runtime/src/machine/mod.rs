@@ -30,8 +30,8 @@ use crate::task::host::{Found, Host, HostError, Machine, MachineSpec, PulledImag
 pub use launch::Binaries;
 use running::RunningMachine;
 use scratch::ScratchDisks;
-use users::Users;
 pub use users::UserRange;
+use users::Users;
 
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const EXIT_FILE: &str = "exit.json";

@@ -161,7 +161,7 @@ fn stream(fd: OwnedFd) -> std::io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
-fn described(status: ExitStatus) -> String {
+pub(super) fn described(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (_, Some(libc::SIGSYS)) => "ended for a system call that its filter forbids (SIGSYS)".to_owned(),
         (_, Some(signal)) => format!("killed by signal {signal}"),

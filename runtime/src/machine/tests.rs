@@ -31,6 +31,18 @@ fn a_machine_that_left_no_report_is_described_by_its_last_words() {
 }
 
 #[test]
+fn a_machine_that_broke_its_filter_is_described_so() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let filter = std::process::ExitStatus::from_raw(libc::SIGSYS);
+    assert!(running::described(filter).contains("SIGSYS"));
+    assert_eq!(
+        running::described(std::process::ExitStatus::from_raw(libc::SIGKILL)),
+        "killed by signal 9"
+    );
+}
+
+#[test]
 fn a_report_gives_reason_and_time() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
