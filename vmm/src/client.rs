@@ -17,6 +17,9 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::control::{Command, MAX_MESSAGE_BYTES, Outcome, Request, ServerMessage, packet};
 
+/// Most messages that are kept while a reply is waited for.
+const MAX_PASSED_OVER: usize = 64;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot connect to the machine at {path}: {source}")]
@@ -28,6 +31,8 @@ pub enum ClientError {
     Closed,
     #[error("the machine sent what is no message: {0}")]
     Malformed(#[from] serde_json::Error),
+    #[error("the machine sent {0} messages and no reply")]
+    TooMany(usize),
 }
 
 impl ClientError {
@@ -121,11 +126,14 @@ impl Client {
                 (ServerMessage::Reply { id, outcome }, descriptor) if id == sent => {
                     return Ok((outcome, descriptor));
                 }
-                other => self
-                    .passed_over
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push_back(other),
+                other => {
+                    let mut passed_over = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
+                    // A machine that keeps its rules has not so many to send; another would fill this process.
+                    if passed_over.len() >= MAX_PASSED_OVER {
+                        return Err(ClientError::TooMany(MAX_PASSED_OVER));
+                    }
+                    passed_over.push_back(other);
+                }
             }
         }
     }

@@ -109,7 +109,12 @@ fn enter_jail(config: &MachineConfig, handed: &Handed) -> Result<Jail, Box<dyn E
         return Ok(Jail::NONE);
     };
     let mut largest = MAX_CONFIG_BYTES;
-    for drive in &handed.drives {
+    let writable = config
+        .drives
+        .iter()
+        .zip(&handed.drives)
+        .filter(|(drive, _)| !drive.read_only);
+    for (_, drive) in writable {
         largest = largest.max(drive.metadata()?.len());
     }
     Ok(Jail::enter(jail, largest)?)

@@ -192,7 +192,7 @@ impl Handed {
 
 fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Child> {
     let join = join.as_raw_fd();
-    // SAFETY: the closure runs between fork and exec and makes only async-signal-safe calls (write, setsid, fcntl) on
+    // SAFETY: the closure runs between fork and exec and makes only async-signal-safe calls (write, setsid, close_range, fcntl) on
     // descriptors that are open until this function returns; it allocates nothing.
     unsafe {
         command.pre_exec(move || {
@@ -207,6 +207,14 @@ fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Ch
                 return Err(io::Error::last_os_error());
             }
             done(libc::setsid())?;
+            // Nothing but what is handed over stays open, whoever opened it.
+            let closed = libc::syscall(
+                libc::SYS_close_range,
+                3,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            );
+            done(if closed < 0 { -1 } else { 0 })?;
             for fd in &fds {
                 done(libc::fcntl(*fd, libc::F_SETFD, 0))?;
             }

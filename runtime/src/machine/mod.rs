@@ -240,11 +240,13 @@ impl Host for LocalHost {
                 _ => {}
             }
             self.users.release(task);
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            // The map's and the guard's own: nobody waits, so whoever comes next may make a new lock.
+            if locks.get(task).is_some_and(|lock| Arc::strong_count(lock) == 2) {
+                locks.remove(task);
+            }
+            drop(locks);
             drop(guard);
-            self.locks
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(task);
             Ok(())
         })
     }

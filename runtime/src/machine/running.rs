@@ -1,6 +1,7 @@
 //! A running VMM, seen from the daemon: its process by a pidfd, its guest's connections by the control socket.
 
 use std::fs;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use berth_vmm::client::{Client, ClientError};
 use berth_vmm::config::{ExitReason, ExitReport};
 use berth_vmm::control::{Command, Outcome, ServerMessage};
 use futures_util::future::BoxFuture;
+use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -25,6 +27,8 @@ use crate::task::host::{GuestStream, HostError, Machine, MachineEnd};
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most of a VMM's own words that goes into a reason, in characters.
 const MAX_DETAIL_CHARS: usize = 300;
+/// Most that is read of what a VMM left behind.
+const MAX_WORDS_BYTES: u64 = 64 * 1024;
 
 pub struct RunningMachine {
     dir: PathBuf,
@@ -98,8 +102,9 @@ impl RunningMachine {
                 {
                     return stream(fd).map_err(|error| failed(&error));
                 }
-                // A port that nobody serves: closing the descriptor resets the guest's connection.
-                Ok(_) => {}
+                // A port that nobody serves: closing the descriptor resets the guest's connection. Others have their turn,
+                // however many of these a machine sends.
+                Ok(_) => tokio::task::yield_now().await,
                 Err(error) if error.would_block() => ready.clear_ready(),
                 Err(error) => return Err(failed(&error)),
             }
@@ -155,7 +160,12 @@ fn attach(dir: &Path) -> Result<Client, HostError> {
     Ok(client)
 }
 
+/// What a VMM sends may be any descriptor at all; only a stream socket is taken.
 fn stream(fd: OwnedFd) -> std::io::Result<UnixStream> {
+    let local = getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok();
+    if !local || getsockopt(&fd, sockopt::SockType)? != SockType::Stream {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a stream socket"));
+    }
     let stream = std::os::unix::net::UnixStream::from(fd);
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
@@ -173,11 +183,13 @@ pub(super) fn described(status: ExitStatus) -> String {
 /// How the machine in `dir` ended, from what it left there.
 pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
     let exit_path = dir.join(EXIT_FILE);
-    let report = fs::read(&exit_path)
+    // Both files are a VMM's to write, whatever has become of it.
+    let report = last_bytes(&exit_path)
         .ok()
         .and_then(|json| serde_json::from_slice::<ExitReport>(&json).ok());
     let Some(report) = report else {
-        let said = fs::read_to_string(dir.join(LOG_FILE)).unwrap_or_default();
+        let said = last_bytes(&dir.join(LOG_FILE)).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
         let last = said.lines().rfind(|line| !line.trim().is_empty()).map(bounded);
         let details: Vec<String> = status.map(str::to_owned).into_iter().chain(last).collect();
         let details = if details.is_empty() {
@@ -213,6 +225,16 @@ pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
         reason: format!("{what}{detail}"),
         at,
     }
+}
+
+/// The end of a file that may be of any size: no more than [`MAX_WORDS_BYTES`].
+fn last_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(MAX_WORDS_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_WORDS_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn bounded(text: &str) -> String {

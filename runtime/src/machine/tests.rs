@@ -31,6 +31,27 @@ fn a_machine_that_left_no_report_is_described_by_its_last_words() {
 }
 
 #[test]
+fn of_what_a_machine_left_only_the_end_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = std::fs::File::create(dir.path().join(LOG_FILE)).unwrap();
+    // Far more than there is memory for, without a byte on the disk.
+    log.set_len(1 << 42).unwrap();
+    let mut end = &log;
+    end.seek(SeekFrom::End(0)).unwrap();
+    end.write_all(b"\nits \xff last words\n").unwrap();
+    std::fs::File::create(dir.path().join(EXIT_FILE))
+        .unwrap()
+        .set_len(1 << 42)
+        .unwrap();
+    let end = running::end_of(dir.path(), None);
+    assert!(
+        end.reason.ends_with("(its \u{fffd} last words)"),
+        "{}",
+        end.reason
+    );
+}
+
+#[test]
 fn a_machine_that_broke_its_filter_is_described_so() {
     use std::os::unix::process::ExitStatusExt;
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -71,8 +72,14 @@ impl Users {
         let entries = fs::read_dir(machines_dir).map_err(|error| at(machines_dir, "read", &error))?;
         for entry in entries.flatten() {
             let task = entry.file_name().to_str().and_then(TaskId::parse);
-            let user = fs::read_to_string(entry.path().join(USER_FILE));
-            if let (Some(task), Some(user)) = (task, user.ok().and_then(|user| user.trim().parse().ok())) {
+            let path = entry.path().join(USER_FILE);
+            let user = match fs::read_to_string(&path) {
+                Ok(user) => user.trim().parse().ok(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                // Its machine may run: nobody else must get its user.
+                Err(error) => return Err(at(&path, "read", &error)),
+            };
+            if let (Some(task), Some(user)) = (task, user) {
                 taken.insert(task, user);
             }
         }

@@ -37,8 +37,8 @@ pub enum ConfigError {
     Mtu(u16),
     #[error("guest_cid is {0}, not 3 to {max}", max = u32::MAX - 1)]
     GuestCid(u64),
-    #[error("the jail's {0} is 0, which is root")]
-    JailRoot(&'static str),
+    #[error("the jail's {0} is {1}, not 1 to {max}", max = u32::MAX - 1)]
+    JailUser(&'static str, u32),
 }
 
 impl MachineConfig {
@@ -71,8 +71,9 @@ impl MachineConfig {
         self.validate_nets()?;
         if let Some(jail) = &self.jail {
             for (what, id) in [("uid", jail.uid), ("gid", jail.gid)] {
-                if id == 0 {
-                    return Err(ConfigError::JailRoot(what));
+                // The largest means "leave as it is" to the system calls.
+                if id == 0 || id == u32::MAX {
+                    return Err(ConfigError::JailUser(what, id));
                 }
             }
         }
@@ -178,8 +179,8 @@ mod tests {
             Err(E::GuestCid(2))
         );
         let jail = |uid, gid| broken(|c| c.jail = Some(JailConfig { uid, gid }));
-        assert_eq!(jail(0, 8), Err(E::JailRoot("uid")));
-        assert_eq!(jail(7, 0), Err(E::JailRoot("gid")));
+        assert_eq!(jail(0, 8), Err(E::JailUser("uid", 0)));
+        assert_eq!(jail(7, u32::MAX), Err(E::JailUser("gid", u32::MAX)));
         let host_wildcard = u64::from(u32::MAX);
         assert_eq!(
             broken(|c| c.vsock = Some(VsockConfig {

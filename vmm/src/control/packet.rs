@@ -57,7 +57,8 @@ pub(crate) fn receive_with_descriptor<'a>(
     socket: BorrowedFd<'_>,
     buffer: &'a mut [u8],
 ) -> io::Result<Option<(&'a [u8], Option<OwnedFd>)>> {
-    let mut control = nix::cmsg_space!(RawFd);
+    // Room for as many as can be sent at once (unix(7)): what does not fit would be open here and owned by nobody.
+    let mut control = nix::cmsg_space!([RawFd; 253]);
     let mut vectors = [IoSliceMut::new(buffer)];
     let message = loop {
         match recvmsg::<UnixAddr>(

@@ -42,6 +42,7 @@ impl<T> Doing<T> for Result<T, Errno> {
 
 pub(super) fn enter(config: &JailConfig, largest_file: u64) -> Result<(), JailError> {
     one_heap();
+    first_random_bytes()?;
     limit(Resource::RLIMIT_CORE, 0)?;
     limit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS)?;
     limit(Resource::RLIMIT_FSIZE, largest_file)?;
@@ -60,6 +61,15 @@ pub(super) fn enter(config: &JailConfig, largest_file: u64) -> Result<(), JailEr
 fn one_heap() {
     // SAFETY: takes numbers only, and there is one thread. It fails for a parameter that the allocator does not know.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Newer C libraries make a pool for random numbers at the first use, and look at the processors in /sys for its size.
+fn first_random_bytes() -> Result<(), JailError> {
+    let mut bytes = [0u8; 1];
+    // SAFETY: the pointer and the length are those of one live, writable array.
+    Errno::result(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })
+        .map(drop)
+        .doing("get random bytes")
 }
 
 fn limit(resource: Resource, value: u64) -> Result<(), JailError> {
@@ -157,8 +167,20 @@ fn drop_privileges(config: &JailConfig) -> Result<(), JailError> {
     let (user, group) = (Uid::from_raw(config.uid), Gid::from_raw(config.gid));
     setgroups(&[]).doing("leave all groups")?;
     setresgid(group, group, group).doing("change the group")?;
-    // From root to anybody else: every capability goes with it.
+    // From root to anybody else: capabilities go with it, unless the parent's secure bits say otherwise.
     setresuid(user, user, user).doing("change the user")?;
+    no_capabilities()?;
     prctl::set_no_new_privs().doing("forbid new privileges")?;
     prctl::set_dumpable(false).doing("forbid core dumps")
+}
+
+/// Empties every set of capabilities (capset(2)).
+fn no_capabilities() -> Result<(), JailError> {
+    /// `_LINUX_CAPABILITY_VERSION_3`, and the calling thread.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    const NONE: [u32; 6] = [0; 6];
+    // SAFETY: header and data are laid out as the call has them, and live as long as the program.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), NONE.as_ptr()) })
+        .map(drop)
+        .doing("drop capabilities")
 }

@@ -209,17 +209,11 @@ impl Disk {
 
     /// Gives the space back, if the host's file system can; the driver may not count on it.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, bytes)
-            .map(drop)
+        self.punch_hole(offset, bytes).map(drop)
     }
 
     fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
-        let flag = if unmap {
-            FallocateFlags::FALLOC_FL_PUNCH_HOLE
-        } else {
-            FallocateFlags::FALLOC_FL_ZERO_RANGE
-        };
-        if self.allocate(flag, offset, bytes)? {
+        if unmap && self.punch_hole(offset, bytes)? {
             return Ok(());
         }
         let zeroes = [0; 64 * 1024];
@@ -232,13 +226,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Calls fallocate(2) without changing the file's size; returns whether the file system can do it.
-    fn allocate(&self, flag: FallocateFlags, offset: u64, bytes: u64) -> io::Result<bool> {
+    /// Gives space back without changing the file's size; returns whether the file system can do it.
+    fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         let offset = i64::try_from(offset).map_err(io::Error::other)?;
         let bytes = i64::try_from(bytes).map_err(io::Error::other)?;
         match fallocate(
             self.file.as_fd(),
-            flag | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
             offset,
             bytes,
         ) {
