@@ -34,7 +34,8 @@ KERNEL, INITRD = product.GUEST / "vmlinux", product.GUEST / "initrd.cpio"
 
 
 class Machine:
-    """A berth-vmm with the descriptors that it needs; its serial port is a pipe."""
+    """A berth-vmm with the descriptors that it needs; its serial port is a pipe. Booted for its time, it has the devices
+    that its peer has; idle, those that a task's machine has."""
 
     def __init__(self, cmdline, serial, jailed=False):
         inherited = []
@@ -58,7 +59,7 @@ class Machine:
             "initrd_fd": opened(INITRD, os.O_RDONLY),
             "cmdline": cmdline,
             "control_fd": self._control.fileno(),
-            "vsock": {"guest_cid": 3},
+            "vsock": None if serial else {"guest_cid": 3},
             "entropy": True,
             "serial_fd": writer if serial else None,
             "jail": JAIL if jailed else None,
