@@ -51,13 +51,17 @@ class Machine:
         self.output, writer = os.pipe()
         inherited.append(writer)
         config = {
-            "version": 1,
+            "version": 2,
             "vcpus": 1,
             "memory_mib": MEMORY_MIB,
             "kvm_fd": opened("/dev/kvm", os.O_RDWR),
-            "kernel_fd": opened(KERNEL, os.O_RDONLY),
-            "initrd_fd": opened(INITRD, os.O_RDONLY),
-            "cmdline": cmdline,
+            "start": {
+                "boot": {
+                    "kernel_fd": opened(KERNEL, os.O_RDONLY),
+                    "initrd_fd": opened(INITRD, os.O_RDONLY),
+                    "cmdline": cmdline,
+                }
+            },
             "control_fd": self._control.fileno(),
             "vsock": None if serial else {"guest_cid": 3},
             "entropy": True,

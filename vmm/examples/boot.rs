@@ -16,7 +16,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
-use berth_vmm::config::{CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, NetConfig, VsockConfig};
+use berth_vmm::config::{
+    CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig,
+};
 use berth_vmm::control;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
 fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
     let mut vmm = None;
     let mut metrics_after = None;
+    let (mut kernel, mut initrd_fd, mut cmdline) = (None, None, "console=ttyS0 panic=-1 reboot=k".to_owned());
     let mut kept = Vec::new();
     let mut keep = |file: File| {
         let fd = file.as_raw_fd();
@@ -67,9 +70,9 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
         vcpus: 1,
         memory_mib: 256,
         kvm_fd: keep(OpenOptions::new().read(true).write(true).open("/dev/kvm")?),
-        kernel_fd: -1,
-        initrd_fd: None,
-        cmdline: "console=ttyS0 panic=-1 reboot=k".into(),
+        start: StartConfig::Restore { state_fd: -1 },
+        memory: None,
+        snapshot_fd: None,
         control_fd: -1,
         exit_fd: None,
         drives: Vec::new(),
@@ -91,9 +94,9 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
             .ok_or(USAGE)?;
         match option.to_str() {
             Some("--vmm") => vmm = Some(PathBuf::from(value)),
-            Some("--kernel") => config.kernel_fd = keep(File::open(value)?),
-            Some("--initrd") => config.initrd_fd = Some(keep(File::open(value)?)),
-            Some("--cmdline") => config.cmdline = value,
+            Some("--kernel") => kernel = Some(keep(File::open(value)?)),
+            Some("--initrd") => initrd_fd = Some(keep(File::open(value)?)),
+            Some("--cmdline") => cmdline = value,
             Some("--vcpus") => config.vcpus = value.parse()?,
             Some("--memory") => config.memory_mib = value.parse()?,
             Some("--drive") => {
@@ -129,9 +132,11 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
             _ => return Err(USAGE.into()),
         }
     }
-    if config.kernel_fd < 0 {
-        return Err(USAGE.into());
-    }
+    config.start = StartConfig::Boot {
+        kernel_fd: kernel.ok_or(USAGE)?,
+        initrd_fd,
+        cmdline,
+    };
     Ok(Launch {
         vmm: vmm.ok_or(USAGE)?,
         config,

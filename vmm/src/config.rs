@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`MachineConfig`]; a machine refuses any other.
-pub const CONFIG_VERSION: u32 = 1;
+pub const CONFIG_VERSION: u32 = 2;
 /// Most vCPUs a machine can have.
 pub const MAX_VCPUS: u8 = 32;
 /// Most guest memory, in MiB (256 GiB).
@@ -28,12 +28,13 @@ pub struct MachineConfig {
     pub memory_mib: u32,
     /// `/dev/kvm`, open for reading and writing.
     pub kvm_fd: RawFd,
-    /// An uncompressed ELF kernel with a PVH entry note.
-    pub kernel_fd: RawFd,
-    /// An initial RAM file system.
-    pub initrd_fd: Option<RawFd>,
-    /// The kernel command line, without the device parameters, which the machine adds.
-    pub cmdline: String,
+    /// Where the guest starts.
+    pub start: StartConfig,
+    /// What the guest's memory is made of; none means memory of the process alone.
+    pub memory: Option<MemoryConfig>,
+    /// A regular file to which [`crate::control::Command::Snapshot`] writes the state of the machine. Needs shared memory,
+    /// which is the other half of the snapshot.
+    pub snapshot_fd: Option<RawFd>,
     /// A listening `SOCK_SEQPACKET` Unix socket on which the machine serves [`crate::control`].
     pub control_fd: RawFd,
     /// A regular file to which the machine writes an [`ExitReport`] (JSON) before it ends.
@@ -53,6 +54,38 @@ pub struct MachineConfig {
     pub serial_fd: Option<RawFd>,
     /// The jail around the process; none means no jail at all, which is for tests and debugging.
     pub jail: Option<JailConfig>,
+}
+
+/// Where the guest starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum StartConfig {
+    /// At the entry of a kernel.
+    Boot {
+        /// An uncompressed ELF kernel with a PVH entry note.
+        kernel_fd: RawFd,
+        /// An initial RAM file system.
+        initrd_fd: Option<RawFd>,
+        /// The kernel command line.
+        cmdline: String,
+    },
+    /// Where a snapshot was taken. The machine must have as many vCPUs, as much memory and the same kinds of devices, in
+    /// the same order; disks, taps, addresses and context ids are those of this configuration.
+    Restore {
+        /// What was written to `snapshot_fd`. The memory of the snapshot goes into [`MachineConfig::memory`].
+        state_fd: RawFd,
+    },
+}
+
+/// A file as the guest's memory: a regular file or a memfd of exactly the guest's size, from the lowest address to the
+/// highest, without the gap between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryConfig {
+    pub fd: RawFd,
+    /// What the guest writes goes into the file. If not, it stays in the process, and many machines may start from one
+    /// file.
+    pub shared: bool,
 }
 
 /// Who the process is once it has left the host's namespaces, file system and privileges behind.
@@ -109,6 +142,8 @@ pub enum ExitReason {
     TripleFault,
     /// The control socket said so.
     Stopped,
+    /// The machine was written down, to go on elsewhere.
+    Snapshot,
     /// The machine itself failed; the detail says how.
     Error,
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, StartConfig};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
@@ -33,13 +33,21 @@ pub enum HandedError {
 #[derive(Debug)]
 pub struct Handed {
     pub kvm: OwnedFd,
-    pub kernel: File,
-    pub initrd: Option<File>,
+    pub start: Start,
+    pub memory: Option<File>,
+    pub snapshot: Option<File>,
     pub control: OwnedFd,
     pub exit: Option<File>,
     pub drives: Vec<File>,
     pub taps: Vec<OwnedFd>,
     pub serial: Option<OwnedFd>,
+}
+
+/// What the guest starts from.
+#[derive(Debug)]
+pub enum Start {
+    Boot { kernel: File, initrd: Option<File> },
+    Restore { state: File },
 }
 
 impl Handed {
@@ -53,13 +61,26 @@ impl Handed {
         let mut take = |what: String, fd| unsafe { taken.take(what, fd) };
 
         let kvm = take("kvm_fd".into(), config.kvm_fd)?;
-        let kernel = take("kernel_fd".into(), config.kernel_fd)?;
-        let initrd = config
-            .initrd_fd
-            .map(|fd| take("initrd_fd".into(), fd))
-            .transpose()?;
-        let control = take("control_fd".into(), config.control_fd)?;
-        let exit = config.exit_fd.map(|fd| take("exit_fd".into(), fd)).transpose()?;
+        let start = match config.start {
+            StartConfig::Boot {
+                kernel_fd, initrd_fd, ..
+            } => Start::Boot {
+                kernel: take("kernel_fd".into(), kernel_fd)?.regular_file()?,
+                initrd: initrd_fd
+                    .map(|fd| take("initrd_fd".into(), fd)?.regular_file())
+                    .transpose()?,
+            },
+            StartConfig::Restore { state_fd } => Start::Restore {
+                state: take("state_fd".into(), state_fd)?.regular_file()?,
+            },
+        };
+        let mut regular_file = |what: &str, fd: Option<RawFd>| {
+            fd.map(|fd| take(what.into(), fd)?.regular_file()).transpose()
+        };
+        let memory = regular_file("the memory", config.memory.map(|memory| memory.fd))?;
+        let snapshot = regular_file("snapshot_fd", config.snapshot_fd)?;
+        let exit = regular_file("exit_fd", config.exit_fd)?;
+        let control = take("control_fd".into(), config.control_fd)?.seqpacket_listener()?;
         let drives = config
             .drives
             .iter()
@@ -78,10 +99,11 @@ impl Handed {
 
         Ok(Self {
             kvm: kvm.fd,
-            kernel: kernel.regular_file()?,
-            initrd: initrd.map(Claim::regular_file).transpose()?,
-            control: control.seqpacket_listener()?,
-            exit: exit.map(Claim::regular_file).transpose()?,
+            start,
+            memory,
+            snapshot,
+            control,
+            exit,
             drives: drives.into_iter().map(Claim::disk).collect::<Result<_, _>>()?,
             taps: taps.into_iter().map(|tap| tap.fd).collect(),
             serial: serial.map(|serial| serial.fd),

@@ -1,6 +1,6 @@
 //! berth-vmm: one process, one microVM.
 //!
-//! What is here: the machine (`arch`, `devices`, `machine`), its configuration (`config`), its control protocol
+//! What is here: the machine (`arch`, `devices`, `machine`, `snapshot`), its configuration (`config`), its control protocol
 //! (`control`) and the client side of that protocol (`client`), which the runtime uses.
 //! What is not here: containers, images, tasks, networks. A machine knows only the descriptors it was handed.
 
@@ -17,4 +17,5 @@ pub mod machine;
 pub mod memory;
 pub mod metrics;
 pub mod positioned;
+pub mod snapshot;
 pub mod vcpu;

@@ -11,6 +11,7 @@ use berth_vmm::ending;
 use berth_vmm::handed::Handed;
 use berth_vmm::jail::Jail;
 use berth_vmm::machine::Machine;
+use berth_vmm::snapshot::MAX_STATE_BYTES;
 
 const HELP: &str = "\
 berth-vmm runs one microVM.
@@ -108,7 +109,10 @@ fn enter_jail(config: &MachineConfig, handed: &Handed) -> Result<Jail, Box<dyn E
     let Some(jail) = &config.jail else {
         return Ok(Jail::NONE);
     };
-    let mut largest = MAX_CONFIG_BYTES;
+    let mut largest = MAX_CONFIG_BYTES.max(MAX_STATE_BYTES);
+    if let Some(memory) = &handed.memory {
+        largest = largest.max(memory.metadata()?.len());
+    }
     let writable = config
         .drives
         .iter()

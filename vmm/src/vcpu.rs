@@ -2,7 +2,8 @@
 //! `arch`'s business.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -34,56 +35,159 @@ pub struct VcpuContext {
     pub ending: Arc<Ending>,
     pub counters: Arc<Counters>,
     pub jail: Jail,
-    /// Locked for writing until every thread of the machine is confined; no guest code runs before.
-    pub gate: Arc<RwLock<()>>,
+    pub gate: Arc<Gate>,
 }
 
-/// The running vCPUs.
+/// What vCPUs go through to run the guest. Closed until every thread of the machine is confined, and while the machine
+/// is paused.
 #[derive(Default)]
-pub struct VcpuThreads(Vec<JoinHandle<()>>);
+pub struct Gate {
+    open: AtomicBool,
+    /// How many vCPUs are through.
+    inside: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Gate {
+    pub fn open(&self) {
+        let inside = self.inside();
+        self.open.store(true, Ordering::Release);
+        self.changed.notify_all();
+        drop(inside);
+    }
+
+    pub fn close(&self) {
+        self.open.store(false, Ordering::Release);
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    fn enter(&self) {
+        let mut inside = self
+            .changed
+            .wait_while(self.inside(), |_| !self.is_open())
+            .unwrap_or_else(PoisonError::into_inner);
+        *inside += 1;
+    }
+
+    fn leave(&self) {
+        *self.inside() -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until no vCPU is through, at most for `timeout`; returns whether that is so.
+    fn wait_until_empty(&self, timeout: Duration) -> bool {
+        let (inside, _) = self
+            .changed
+            .wait_timeout_while(self.inside(), timeout, |inside| *inside > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        *inside == 0
+    }
+
+    fn inside(&self) -> MutexGuard<'_, usize> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A vCPU: its thread holds it while the gate is open.
+pub type SharedVcpu = Arc<Mutex<VcpuFd>>;
+
+/// The running vCPUs.
+pub struct VcpuThreads {
+    threads: Vec<JoinHandle<()>>,
+    gate: Arc<Gate>,
+}
 
 impl VcpuThreads {
+    /// None yet, behind `gate`.
+    pub fn behind(gate: Arc<Gate>) -> Self {
+        Self {
+            threads: Vec::new(),
+            gate,
+        }
+    }
+
     /// Starts one thread for each of `vcpus`. They run until the machine ends, also when a later one cannot be started.
-    pub fn start(&mut self, vcpus: Vec<VcpuFd>, context: &VcpuContext) -> io::Result<()> {
+    pub fn start(&mut self, vcpus: &[SharedVcpu], context: &VcpuContext) -> io::Result<()> {
         extern "C" fn interrupt_only(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), interrupt_only).map_err(io::Error::from)?;
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let context = context.clone();
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            let (vcpu, context) = (vcpu.clone(), context.clone());
             let thread = thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || run(vcpu, index, &context))?;
-            self.0.push(thread);
+                .spawn(move || run(&vcpu, index, &context))?;
+            self.threads.push(thread);
         }
         Ok(())
     }
 
+    /// Has every vCPU stand still, its last access to a device carried out, until [`VcpuThreads::resume`].
+    pub fn pause(&self) {
+        self.gate.close();
+        while !self.gate.wait_until_empty(KICK_AGAIN_AFTER) {
+            self.kick();
+        }
+    }
+
+    pub fn resume(&self) {
+        self.gate.open();
+    }
+
     /// Waits until every vCPU has left the guest for good. The machine must have ended.
     pub fn join(&mut self) {
-        while self.0.iter().any(|thread| !thread.is_finished()) {
-            for thread in self.0.iter().filter(|thread| !thread.is_finished()) {
-                // It fails only for a thread that has just finished.
-                let _ = thread.kill(SIGRTMIN());
-            }
+        self.gate.open();
+        while self.kick() {
             thread::sleep(KICK_AGAIN_AFTER);
         }
-        for thread in self.0.drain(..) {
+        for thread in self.threads.drain(..) {
             // A thread that panicked is as finished as any.
             let _ = thread.join();
         }
     }
+
+    /// Has every vCPU leave the guest for a moment. Returns whether there are any left.
+    fn kick(&self) -> bool {
+        let mut any = false;
+        for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
+            any = true;
+            // It fails only for a thread that has just finished.
+            let _ = thread.kill(SIGRTMIN());
+        }
+        any
+    }
 }
 
-fn run(mut vcpu: VcpuFd, index: usize, context: &VcpuContext) {
+fn run(vcpu: &SharedVcpu, index: usize, context: &VcpuContext) {
+    context.jail.confine_or_abort(Thread::Vcpu);
+    let gate = &context.gate;
+    loop {
+        gate.enter();
+        let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        run_while_open(&mut vcpu, index, context);
+        drop(vcpu);
+        gate.leave();
+        if context.ending.report().is_some() {
+            return;
+        }
+    }
+}
+
+/// Runs the guest until the gate closes or the machine ends. An access to a device is part of an instruction that KVM
+/// carries out to its end when the vCPU is run again, and only then do its registers tell where it is: so before it
+/// leaves, the vCPU is run for what is still to be done, and not for one instruction more.
+fn run_while_open(vcpu: &mut VcpuFd, index: usize, context: &VcpuContext) {
     let VcpuContext {
         buses,
         ending,
         counters,
-        jail,
         gate,
+        ..
     } = context;
-    jail.confine_or_abort(Thread::Vcpu);
-    drop(gate.read().unwrap_or_else(PoisonError::into_inner));
     while ending.report().is_none() {
+        let leaving = !gate.is_open();
+        vcpu.set_kvm_immediate_exit(leaving.into());
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&counters.exits_io, 1);
@@ -108,7 +212,11 @@ fn run(mut vcpu: VcpuFd, index: usize, context: &VcpuContext) {
                     ending.end(reason, detail);
                 }
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                if leaving {
+                    return;
+                }
+            }
             Err(error) => ending.end(
                 ExitReason::Error,
                 Some(format!("cannot run vcpu {index}: {error}")),

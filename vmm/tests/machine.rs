@@ -2,10 +2,11 @@
 
 mod support;
 
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use berth_vmm::client::ClientError;
-use berth_vmm::config::{ExitReason, ExitReport};
+use berth_vmm::config::{ExitReason, ExitReport, StartConfig};
 use berth_vmm::control::{Command, Info, Metrics, Outcome};
 use support::{Ended, Launch, kvm_is_there};
 
@@ -22,6 +23,20 @@ const SPIN: [u8; 2] = [0xeb, 0xfe];
 
 fn power_off() -> Vec<u8> {
     [out(0x600, 0x34), HALT.to_vec()].concat()
+}
+
+fn kernel_fd(launch: &mut Launch) -> &mut RawFd {
+    match &mut launch.config.start {
+        StartConfig::Boot { kernel_fd, .. } => kernel_fd,
+        StartConfig::Restore { .. } => panic!("this machine does not boot"),
+    }
+}
+
+fn initrd_fd(launch: &mut Launch) -> &mut Option<RawFd> {
+    match &mut launch.config.start {
+        StartConfig::Boot { initrd_fd, .. } => initrd_fd,
+        StartConfig::Restore { .. } => panic!("this machine does not boot"),
+    }
 }
 
 fn run(code: &[u8]) -> Ended {
@@ -144,7 +159,7 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
     };
     let pid = machine.pid();
     let expected = Info {
-        control_version: 1,
+        control_version: 2,
         vmm_version: env!("CARGO_PKG_VERSION").into(),
         pid,
         vcpus: 1,
@@ -198,7 +213,10 @@ fn a_machine_that_cannot_be_built_says_why_in_one_line() {
         "berth-vmm: cannot use the configuration: vcpus is 0, not 1 to 32"
     );
     assert_eq!(report, None);
-    let (line, _) = fails(|launch| launch.config.kernel_fd = launch.config.kvm_fd);
+    let (line, _) = fails(|launch| {
+        let kvm = launch.config.kvm_fd;
+        *kernel_fd(launch) = kvm;
+    });
     let number = line
         .split_whitespace()
         .find_map(|word| word.strip_suffix(','))
@@ -211,20 +229,22 @@ fn a_machine_that_cannot_be_built_says_why_in_one_line() {
              over already"
         )
     );
-    let (line, _) = fails(|launch| launch.config.initrd_fd = Some(999));
+    let (line, _) = fails(|launch| *initrd_fd(launch) = Some(999));
     assert!(
         line.ends_with("initrd_fd is descriptor 999, which is not open"),
         "{line}"
     );
-    let (line, _) =
-        fails(|launch| std::mem::swap(&mut launch.config.control_fd, &mut launch.config.kernel_fd));
+    let (line, _) = fails(|launch| {
+        let control = launch.config.control_fd;
+        launch.config.control_fd = std::mem::replace(kernel_fd(launch), control);
+    });
     assert!(
         line.contains("kernel_fd is descriptor") && line.ends_with("which is not a regular file"),
         "{line}"
     );
     let (line, report) = fails(|launch| {
         let drive = launch.config.drives[0].fd;
-        launch.config.drives[0].fd = std::mem::replace(&mut launch.config.kernel_fd, drive);
+        launch.config.drives[0].fd = std::mem::replace(kernel_fd(launch), drive);
     });
     assert_eq!(report.map(|report| report.reason), Some(ExitReason::Error));
     assert!(

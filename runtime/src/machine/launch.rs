@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use berth_vmm::config::{CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, NetConfig, VsockConfig};
+use berth_vmm::config::{
+    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, NetConfig, StartConfig, VsockConfig,
+};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -160,9 +162,13 @@ impl Launch {
             vcpus: u8::try_from(vcpus).map_err(|_| HostError(format!("{vcpus} vCPUs are too many")))?,
             memory_mib: guest_mib,
             kvm_fd: handed.take(open(Path::new("/dev/kvm"), true)?.into()),
-            kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
-            initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
-            cmdline: format!("{KERNEL_ARGUMENTS} {}", berth_protocol::GUEST_MARKER),
+            start: StartConfig::Boot {
+                kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
+                initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
+                cmdline: format!("{KERNEL_ARGUMENTS} {}", berth_protocol::GUEST_MARKER),
+            },
+            memory: None,
+            snapshot_fd: None,
             control_fd: handed.take(control_socket(&self.dir.join(CONTROL_SOCKET))?),
             exit_fd: Some(handed.take(create(&self.dir.join(EXIT_FILE))?.into())),
             drives,

@@ -1,7 +1,7 @@
 //! What a configuration must fulfil before KVM is touched. Only values are looked at here; whether a number is an
 //! open descriptor of the right kind is found out in [`crate::handed`].
 
-use super::{CONFIG_VERSION, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig};
+use super::{CONFIG_VERSION, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig, StartConfig};
 use crate::arch::{MAX_CMDLINE_BYTES, MAX_VIRTIO_DEVICES};
 
 /// Least guest memory, in MiB.
@@ -23,6 +23,10 @@ pub enum ConfigError {
     CmdlineLength(usize),
     #[error("cmdline has the byte {0:#04x}, which is not printable ascii")]
     CmdlineByte(u8),
+    #[error("a machine that is restored needs the memory of its snapshot")]
+    RestoreWithoutMemory,
+    #[error("snapshot_fd needs memory that is shared")]
+    SnapshotOfPrivateMemory,
     #[error("{0} devices are more than {MAX_VIRTIO_DEVICES}")]
     TooManyDevices(usize),
     #[error("drive id {0:?} is not 1 to {MAX_DRIVE_ID_BYTES} printable ascii bytes")]
@@ -58,12 +62,7 @@ impl MachineConfig {
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ConfigError::Memory(self.memory_mib));
         }
-        if self.cmdline.len() > MAX_CMDLINE_BYTES {
-            return Err(ConfigError::CmdlineLength(self.cmdline.len()));
-        }
-        if let Some(byte) = self.cmdline.bytes().find(|byte| !matches!(byte, b' '..=b'~')) {
-            return Err(ConfigError::CmdlineByte(byte));
-        }
+        self.validate_start()?;
         if self.virtio_devices() > MAX_VIRTIO_DEVICES {
             return Err(ConfigError::TooManyDevices(self.virtio_devices()));
         }
@@ -83,6 +82,25 @@ impl MachineConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    fn validate_start(&self) -> Result<(), ConfigError> {
+        match &self.start {
+            StartConfig::Boot { cmdline, .. } => {
+                if cmdline.len() > MAX_CMDLINE_BYTES {
+                    return Err(ConfigError::CmdlineLength(cmdline.len()));
+                }
+                if let Some(byte) = cmdline.bytes().find(|byte| !matches!(byte, b' '..=b'~')) {
+                    return Err(ConfigError::CmdlineByte(byte));
+                }
+            }
+            StartConfig::Restore { .. } if self.memory.is_none() => return Err(ConfigError::RestoreWithoutMemory),
+            StartConfig::Restore { .. } => {}
+        }
+        if self.snapshot_fd.is_some() && !self.memory.is_some_and(|memory| memory.shared) {
+            return Err(ConfigError::SnapshotOfPrivateMemory);
+        }
+        Ok(())
     }
 
     fn validate_drives(&self) -> Result<(), ConfigError> {
@@ -117,7 +135,15 @@ impl MachineConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DriveConfig, JailConfig, NetConfig, VsockConfig};
+    use crate::config::{DriveConfig, JailConfig, MemoryConfig, NetConfig, VsockConfig};
+
+    fn boot(cmdline: &str) -> StartConfig {
+        StartConfig::Boot {
+            kernel_fd: 4,
+            initrd_fd: None,
+            cmdline: cmdline.into(),
+        }
+    }
 
     fn valid() -> MachineConfig {
         MachineConfig {
@@ -125,9 +151,9 @@ mod tests {
             vcpus: 1,
             memory_mib: 128,
             kvm_fd: 3,
-            kernel_fd: 4,
-            initrd_fd: None,
-            cmdline: "panic=-1".into(),
+            start: boot("panic=-1"),
+            memory: None,
+            snapshot_fd: None,
             control_fd: 5,
             exit_fd: None,
             drives: vec![DriveConfig {
@@ -161,16 +187,16 @@ mod tests {
     #[test]
     fn each_value_out_of_range_is_named() {
         use ConfigError as E;
-        assert_eq!(broken(|c| c.version = 2), Err(E::Version(2)));
+        assert_eq!(broken(|c| c.version = 1), Err(E::Version(1)));
         assert_eq!(broken(|c| c.vcpus = 0), Err(E::Vcpus(0)));
         assert_eq!(broken(|c| c.vcpus = 33), Err(E::Vcpus(33)));
         assert_eq!(broken(|c| c.memory_mib = 31), Err(E::Memory(31)));
         assert_eq!(broken(|c| c.memory_mib = u32::MAX), Err(E::Memory(u32::MAX)));
         assert_eq!(
-            broken(|c| c.cmdline = "x".repeat(3000)),
+            broken(|c| c.start = boot(&"x".repeat(3000))),
             Err(E::CmdlineLength(3000))
         );
-        assert_eq!(broken(|c| c.cmdline = "a\0b".into()), Err(E::CmdlineByte(0)));
+        assert_eq!(broken(|c| c.start = boot("a\0b")), Err(E::CmdlineByte(0)));
         assert_eq!(broken(|c| c.nets[0].mac[0] = 1), Err(E::Mac([1, 0, 0, 0, 0, 1])));
         assert_eq!(broken(|c| c.nets[0].mac = [0; 6]), Err(E::Mac([0; 6])));
         assert_eq!(broken(|c| c.nets[0].mtu = Some(67)), Err(E::Mtu(67)));
@@ -188,6 +214,25 @@ mod tests {
             })),
             Err(E::GuestCid(host_wildcard))
         );
+    }
+
+    #[test]
+    fn a_snapshot_needs_shared_memory_and_a_restored_machine_some() {
+        use ConfigError as E;
+        let memory = |shared| Some(MemoryConfig { fd: 9, shared });
+        let restore = StartConfig::Restore { state_fd: 8 };
+        assert_eq!(broken(|c| c.start = restore.clone()), Err(E::RestoreWithoutMemory));
+        for shared in [false, true] {
+            let restored = broken(|c| (c.start, c.memory) = (restore.clone(), memory(shared)));
+            assert_eq!(restored, Ok(()));
+        }
+        for (memory, expected) in [
+            (None, Err(E::SnapshotOfPrivateMemory)),
+            (memory(false), Err(E::SnapshotOfPrivateMemory)),
+            (memory(true), Ok(())),
+        ] {
+            assert_eq!(broken(|c| (c.snapshot_fd, c.memory) = (Some(10), memory)), expected);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ExitReason;
 
 /// Version of the protocol, said in [`Info`].
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 /// Largest message in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
@@ -42,6 +42,15 @@ pub enum Command {
     Metrics,
     /// Inject a non-maskable interrupt into vCPU 0 (a guest with `unknown_nmi_panic` then panics).
     Nmi,
+    /// Have the vCPUs stand still. The devices do not: what comes from the network or a vsock connection waits in the
+    /// guest's memory. Pausing a paused machine does nothing.
+    Pause,
+    /// Have them go on.
+    Resume,
+    /// Write the state of the machine to the file that was given for it, and end the machine with
+    /// [`ExitReason::Snapshot`]: its memory, which is a file already, is not to change any more. Connections are cut, and
+    /// frames on their way are lost. Answers when all is written. A snapshot that fails ends the machine as well.
+    Snapshot,
     /// End the machine now, as if its plug were pulled. The reply is sent first.
     Stop,
 }

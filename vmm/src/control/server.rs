@@ -42,6 +42,9 @@ pub trait Controlled {
     fn inject_nmi(&self) -> Result<(), String>;
     /// None for a machine without vsock.
     fn streams(&self) -> Option<&dyn GuestStreams>;
+    fn pause(&self);
+    fn resume(&self);
+    fn snapshot(&self) -> Result<(), String>;
     fn stop(&self);
 }
 
@@ -235,10 +238,16 @@ impl ControlServer {
         let outcome = match command {
             Command::Info => Outcome::Info(machine.info()),
             Command::Metrics => Outcome::Metrics(machine.metrics()),
-            Command::Nmi => match machine.inject_nmi() {
-                Ok(()) => Outcome::Done,
-                Err(error) => Outcome::Error { error },
-            },
+            Command::Nmi => done(machine.inject_nmi()),
+            Command::Pause => {
+                machine.pause();
+                Outcome::Done
+            }
+            Command::Resume => {
+                machine.resume();
+                Outcome::Done
+            }
+            Command::Snapshot => done(machine.snapshot()),
             Command::Attach => match machine.streams() {
                 Some(streams) => return self.attach(client, id, streams, machine),
                 None => no_vsock(),
@@ -347,6 +356,13 @@ impl ControlServer {
                 streams.set_listener(None);
             }
         }
+    }
+}
+
+fn done(result: Result<(), String>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Error { error },
     }
 }
 

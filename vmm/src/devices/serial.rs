@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vm_superio::{Serial, Trigger, serial::NoEvents};
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState as Registers};
+use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
@@ -20,15 +22,23 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// `interrupt` is the event behind the port's interrupt line.
-    pub fn new(out: OwnedFd, interrupt: EventFd) -> Self {
+    /// `interrupt` is the event behind the port's interrupt line. `state` is that of the port that this one continues.
+    pub fn new(out: OwnedFd, interrupt: EventFd, state: Option<&SerialState>) -> io::Result<Self> {
         let writer = LineWriter {
             out,
             line: Vec::with_capacity(MAX_LINE_BYTES),
         };
-        Self {
-            uart: Mutex::new(Serial::new(Line(interrupt), writer)),
-        }
+        let registers = state.map_or_else(Registers::default, SerialState::registers);
+        let uart = Serial::from_state(&registers, Line(interrupt), NoEvents, writer)
+            .map_err(|error| io::Error::other(format!("{error:?}")))?;
+        Ok(Self {
+            uart: Mutex::new(uart),
+        })
+    }
+
+    /// What the guest has set.
+    pub fn state(&self) -> SerialState {
+        SerialState::of(&self.lock().state())
     }
 
     /// Writes out what has not been ended by a newline.
@@ -54,6 +64,52 @@ impl BusDevice for SerialPort {
         if let (Ok(offset), Some(value)) = (u8::try_from(offset), data.first()) {
             // The only errors are those of the interrupt event and of the writer, and both drop what they cannot do.
             let _ = self.lock().write(offset, *value);
+        }
+    }
+}
+
+/// The registers, in the order of [`Registers`]. Nothing is typed into the port, so nothing waits to be read from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState([u8; 9]);
+
+impl SerialState {
+    fn of(registers: &Registers) -> Self {
+        Self([
+            registers.baud_divisor_low,
+            registers.baud_divisor_high,
+            registers.interrupt_enable,
+            registers.interrupt_identification,
+            registers.line_control,
+            registers.line_status,
+            registers.modem_control,
+            registers.modem_status,
+            registers.scratch,
+        ])
+    }
+
+    fn registers(&self) -> Registers {
+        let [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = self.0;
+        Registers {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: Vec::new(),
         }
     }
 }
@@ -114,7 +170,7 @@ mod tests {
     fn port() -> (SerialPort, std::fs::File) {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        (SerialPort::new(writer, interrupt), reader.into())
+        (SerialPort::new(writer, interrupt, None).unwrap(), reader.into())
     }
 
     #[test]
@@ -131,6 +187,23 @@ mod tests {
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "rest");
+    }
+
+    #[test]
+    fn a_port_goes_on_where_another_left() {
+        let (port, _reader) = port();
+        // The divisor, no interrupts, the scratch register.
+        for (offset, value) in [(3, 0x83), (0, 0x0c), (1, 0), (3, 3), (7, 0x5a)] {
+            port.write(offset, &[value]);
+        }
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let other = SerialPort::new(writer, interrupt, Some(&port.state())).unwrap();
+        assert_eq!(other.state(), port.state());
+        let mut scratch = [0];
+        other.read(7, &mut scratch);
+        assert_eq!(scratch, [0x5a]);
+        drop(reader);
     }
 
     #[test]

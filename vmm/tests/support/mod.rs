@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
-use berth_vmm::config::{CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig};
+use berth_vmm::config::{CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, StartConfig};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -121,9 +121,13 @@ impl Launch {
                     .unwrap()
                     .into(),
             ),
-            kernel_fd: keep(file_with(&kernel(code)).into()),
-            initrd_fd: None,
-            cmdline: "test".into(),
+            start: StartConfig::Boot {
+                kernel_fd: keep(file_with(&kernel(code)).into()),
+                initrd_fd: None,
+                cmdline: "test".into(),
+            },
+            memory: None,
+            snapshot_fd: None,
             control_fd: keep(listener),
             exit_fd: Some(keep(exit.try_clone().unwrap().into())),
             drives: vec![DriveConfig {

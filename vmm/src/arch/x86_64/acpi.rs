@@ -2,8 +2,8 @@
 //! Sleeping and resetting go through [`crate::devices::power`].
 
 use acpi_tables::aml::{
-    AmlStr, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
-    ZERO,
+    AmlStr, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -20,6 +20,8 @@ use crate::devices::power;
 const OEM_ID: [u8; 6] = *b"BERTH ";
 const OEM_TABLE_ID: [u8; 8] = *b"BERTHVMM";
 const OEM_REVISION: u32 = 1;
+
+const GENERATION_DEVICE: &str = "\\_SB_.VGEN";
 
 /// `IAPC_BOOT_ARCH` (ACPI 6.5, 5.2.9.3): no VGA, no CMOS clock. That the bits for legacy devices and for a keyboard
 /// controller are clear spares the guest looking for them.
@@ -139,6 +141,8 @@ fn dsdt(hardware: Hardware) -> Sdt {
     for index in 0..hardware.virtio_devices {
         virtio_device(&mut system_bus, index);
     }
+    generation_id(&mut system_bus);
+    event_device(&mut system_bus);
     aml.extend(Scope::raw("\\_SB_".into(), system_bus));
 
     // A DSDT of revision 2 has 64-bit integers.
@@ -192,6 +196,42 @@ fn virtio_device(sink: &mut dyn AmlSink, index: usize) {
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![&registers, &edge_interrupt(layout::virtio_gsi(index))]),
             ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// Where the generation id is ("Virtual Machine Generation ID", Microsoft, 2012).
+fn generation_id(sink: &mut dyn AmlSink) {
+    // Below 4 GiB, so the upper half is zero.
+    let address = layout::GENERATION_ID as u32;
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &AmlStr::from("BRTH0001")),
+            &Name::new("_CID".into(), &AmlStr::from("VM_Gen_Counter")),
+            &Name::new("_DDN".into(), &AmlStr::from("VM_Gen_Counter")),
+            &Name::new("ADDR".into(), &Package::new(vec![&address, &ZERO])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The device that stands for the general purpose events that a hardware-reduced machine does not have (ACPI 6.5, 5.6.9):
+/// its one event is another generation id.
+fn event_device(sink: &mut dyn AmlSink) {
+    const CHANGED: u8 = 0x80;
+    let generation = Path::new(GENERATION_DEVICE);
+    Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &AmlStr::from("ACPI0013")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&edge_interrupt(layout::ACPI_GSI)]),
+            ),
+            &Method::new("_EVT".into(), 1, true, vec![&Notify::new(&generation, &CHANGED)]),
         ],
     )
     .to_aml_bytes(sink);

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn memory_map_covers_ram_and_skips_the_legacy_hole() {
-        let memory = memory::allocate(64).unwrap();
+        let memory = memory::allocate(64, None).unwrap();
         let map = memory_map(&memory);
         let ram: u64 = map
             .iter()
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn an_initrd_lies_page_aligned_at_the_end_of_ram() {
-        let memory = memory::allocate(32).unwrap();
+        let memory = memory::allocate(32, None).unwrap();
         let (start, bytes) = load_initrd(&memory, &file(&[7; 5000]), 1 << 20, 32 << 20).unwrap();
         assert_eq!((start, bytes), ((32 << 20) - 8192, 5000));
         assert_eq!(memory.read_obj::<u8>(GuestAddress(start + 4999)).unwrap(), 7);
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn an_initrd_that_would_reach_the_kernel_is_refused() {
-        let memory = memory::allocate(32).unwrap();
+        let memory = memory::allocate(32, None).unwrap();
         let kernel_end = (32 << 20) - 4096;
         let error = load_initrd(&memory, &file(&[7; 4097]), kernel_end, 32 << 20).unwrap_err();
         assert_eq!(
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn what_is_not_an_elf_kernel_is_refused() {
-        let memory = memory::allocate(32).unwrap();
+        let memory = memory::allocate(32, None).unwrap();
         let kernel = file(&[0; 4096]);
         let payload = Payload {
             kernel: &kernel,

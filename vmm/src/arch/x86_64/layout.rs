@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000  RAM: the PVH structures and the command line; the rest is the guest's
 //! 0x000a_0000  nothing
-//! 0x000e_0000  ACPI tables
+//! 0x000e_0000  ACPI tables, and the generation id in the last page
 //! 0x0010_0000  RAM: kernel, … , initrd at its end
 //! 0xc000_0000  the gap: devices, no RAM
 //! 0x1_0000_0000 RAM: what did not fit below the gap
@@ -24,7 +24,11 @@ pub const MAX_CMDLINE_BYTES: usize = 2047;
 /// End of the RAM below 1 MiB that the guest may use.
 pub const LOW_RAM_END: u64 = 0xa_0000;
 /// ACPI tables, the RSDP first.
-pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..GENERATION_ID;
+/// The virtual machine generation id, in a page of its own.
+pub const GENERATION_ID: u64 = 0xf_f000;
+/// Its size.
+pub const GENERATION_ID_BYTES: usize = 16;
 /// Where RAM goes on after the legacy hole, and where kernels are linked to start at the earliest.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
@@ -43,7 +47,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// See [`KVM_IDENTITY_MAP`].
 pub const KVM_TSS: usize = 0xfffb_d000;
 
-/// First of the interrupt lines of virtio devices. Line 4 is the serial port's; 3 is kept for ACPI events.
+/// The interrupt line on which ACPI is told of events.
+pub const ACPI_GSI: u32 = 3;
+/// First of the interrupt lines of virtio devices. Line 4 is the serial port's.
 pub const VIRTIO_GSI_BASE: u32 = 5;
 /// Interrupt lines of the one I/O APIC.
 pub const IOAPIC_LINES: u32 = 24;

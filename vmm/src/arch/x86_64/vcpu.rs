@@ -1,10 +1,11 @@
 //! The state in which a vCPU starts. What it does afterwards is [`crate::vcpu`]'s business.
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use super::boot::Entry;
 use super::cpuid::{self, Topology};
+use super::state::{StateError, VcpuState};
 
 /// `CR0.PE` and the bit that is always 1.
 const CR0_PROTECTED_MODE: u64 = 0x11;
@@ -31,6 +32,8 @@ pub enum VcpuSetupError {
     MsrRefused { vcpu: u8, done: usize, wanted: usize },
     #[error("cannot set the registers of vcpu {vcpu}: {source}")]
     Registers { vcpu: u8, source: kvm_ioctls::Error },
+    #[error("cannot restore vcpu {vcpu}: {source}")]
+    Restore { vcpu: u8, source: StateError },
 }
 
 /// What all vCPUs of a machine are set up from.
@@ -55,22 +58,46 @@ impl VcpuTemplate {
     /// Sets up `vcpu`. The first one starts at `entry`; the others wait for it to wake them, which is the state in which
     /// KVM's local APIC makes them. That APIC also has LINT0 and LINT1 as the kernel expects to find them.
     pub fn apply(&self, fd: &VcpuFd, vcpu: u8, entry: Entry) -> Result<(), VcpuSetupError> {
-        let topology = Topology {
-            vcpu,
-            vcpus: self.vcpus,
-            tsc_deadline: self.tsc_deadline,
-            tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0),
-        };
-        let leaves = cpuid::for_vcpu(self.supported.as_slice(), topology);
-        let leaves = CpuId::from_entries(&leaves).map_err(VcpuSetupError::CpuidSize)?;
-        fd.set_cpuid2(&leaves)
-            .map_err(|source| VcpuSetupError::Cpuid { vcpu, source })?;
-        set_msrs(fd, vcpu)?;
+        self.set_up(fd, vcpu)?;
         if vcpu == 0 {
             set_registers(fd, entry).map_err(|source| VcpuSetupError::Registers { vcpu, source })?;
         }
         Ok(())
     }
+
+    /// Sets up `vcpu` as it was when `state` was saved.
+    pub fn restore(&self, fd: &VcpuFd, vcpu: u8, state: &VcpuState) -> Result<(), VcpuSetupError> {
+        let restored = |source| VcpuSetupError::Restore { vcpu, source };
+        state.set_clock(fd).map_err(restored)?;
+        let leaves = self.set_up(fd, vcpu)?;
+        state.check_cpuid(&leaves).map_err(restored)?;
+        state.set(fd).map_err(restored)
+    }
+
+    /// What the guest sees of the processor: part of a snapshot, so that it is not restored on another.
+    pub fn cpuid(&self, fd: &VcpuFd, vcpu: u8) -> Vec<kvm_cpuid_entry2> {
+        let topology = Topology {
+            vcpu,
+            vcpus: self.vcpus,
+            tsc_deadline: self.tsc_deadline,
+            tsc_khz: tsc_khz(fd),
+        };
+        cpuid::for_vcpu(self.supported.as_slice(), topology)
+    }
+
+    fn set_up(&self, fd: &VcpuFd, vcpu: u8) -> Result<Vec<kvm_cpuid_entry2>, VcpuSetupError> {
+        let leaves = self.cpuid(fd, vcpu);
+        let entries = CpuId::from_entries(&leaves).map_err(VcpuSetupError::CpuidSize)?;
+        fd.set_cpuid2(&entries)
+            .map_err(|source| VcpuSetupError::Cpuid { vcpu, source })?;
+        set_msrs(fd, vcpu)?;
+        Ok(leaves)
+    }
+}
+
+/// The frequency of a vCPU's time-stamp counter, where KVM knows it.
+pub(super) fn tsc_khz(fd: &VcpuFd) -> Option<u32> {
+    fd.get_tsc_khz().ok().filter(|&khz| khz > 0)
 }
 
 fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), VcpuSetupError> {

@@ -45,6 +45,11 @@ impl Controlled for Arc<FakeMachine> {
     fn streams(&self) -> Option<&dyn GuestStreams> {
         Some(&**self)
     }
+    fn pause(&self) {}
+    fn resume(&self) {}
+    fn snapshot(&self) -> Result<(), String> {
+        Err("no file".into())
+    }
     fn stop(&self) {
         self.ending.end(ExitReason::Stopped, None);
     }

@@ -1,7 +1,7 @@
 //! What every virtio device has in common. One folder a device; the transport is `mmio`.
 //!
-//! A device does its work on a thread of its own: `activate` moves the queues there, `reset` ends the thread and
-//! takes its resources back, so that a driver may activate the device again.
+//! A device does its work on a thread of its own: `activate` moves the queues there, `stop` takes them back, so that a
+//! driver may activate the device again, or another machine go on with it.
 
 pub mod block;
 pub mod mmio;
@@ -12,7 +12,8 @@ pub mod worker;
 
 use std::sync::Arc;
 
-use virtio_queue::Queue;
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,6 +21,22 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct ActiveQueue {
     pub queue: Queue,
     pub kick: EventFd,
+}
+
+/// How far a device has come in a queue: all chains before are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePosition {
+    pub next_avail: u16,
+    pub next_used: u16,
+}
+
+impl QueuePosition {
+    pub fn of(queue: &Queue) -> Self {
+        Self {
+            next_avail: queue.next_avail(),
+            next_used: queue.next_used(),
+        }
+    }
 }
 
 /// How a device interrupts its driver (virtio 1.3, 4.2.2 `InterruptStatus`).
@@ -41,6 +58,9 @@ pub struct Activation {
     pub interrupt: Arc<dyn Interrupt>,
     /// The feature bits that the driver accepted: a subset of those offered.
     pub features: u64,
+    /// The driver set the device up on another machine, of which this one is the continuation. What was under way there
+    /// beside the queues is lost.
+    pub restored: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +89,7 @@ pub trait VirtioDevice: Send {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready. An error sets `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
-    /// The driver reset the device, or the machine ends: after this the device touches no guest memory.
-    fn reset(&mut self);
+    /// The driver reset the device, or the machine ends or is written down: after this the device touches no guest memory.
+    /// Returns how far it came in each queue; nothing if it was not active or a queue is broken.
+    fn stop(&mut self) -> Vec<QueuePosition>;
 }

@@ -11,7 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{ActivateError, ActiveQueue, Interrupt};
+use super::{ActivateError, ActiveQueue, Interrupt, QueuePosition};
 use crate::jail::{Jail, Thread};
 
 /// Most requests that are served before the driver is told of them.
@@ -48,14 +48,14 @@ impl Stop {
     }
 }
 
-/// What a thread does from one activation of its device to the reset that ends it.
-type Service = Box<dyn FnOnce(&Stop) + Send>;
+/// What a thread does from one activation of its device to the stop that ends it: returns how far it came in its queues.
+type Service = Box<dyn FnOnce(&Stop) -> Vec<QueuePosition> + Send>;
 
 /// A device's thread. It is there, and confined, before the guest runs, since a confined machine makes no threads; it
 /// serves one activation of the device after the other.
 pub struct Worker {
     services: Option<mpsc::Sender<Service>>,
-    done: mpsc::Receiver<()>,
+    done: mpsc::Receiver<Vec<QueuePosition>>,
     stop: Arc<Stop>,
     serving: bool,
     thread: Option<JoinHandle<()>>,
@@ -80,8 +80,7 @@ impl Worker {
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             jail.confine_or_abort(kind);
             for service in orders {
-                service(&seen_by_thread);
-                if ended.send(()).is_err() {
+                if ended.send(service(&seen_by_thread)).is_err() {
                     return;
                 }
             }
@@ -97,7 +96,10 @@ impl Worker {
 
     /// Has the thread run `service`, which must return when it is asked to stop. One at a time: a service that runs
     /// already is ended first.
-    pub fn serve(&mut self, service: impl FnOnce(&Stop) + Send + 'static) -> Result<(), ActivateError> {
+    pub fn serve(
+        &mut self,
+        service: impl FnOnce(&Stop) -> Vec<QueuePosition> + Send + 'static,
+    ) -> Result<(), ActivateError> {
         self.stop();
         self.stop.forget();
         let gone = || ActivateError::Thread(io::ErrorKind::BrokenPipe.into());
@@ -107,13 +109,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Asks the service to return, and waits until it has.
-    pub fn stop(&mut self) {
-        if std::mem::take(&mut self.serving) {
-            self.stop.ask();
-            // A thread that panicked has returned as well.
-            let _ = self.done.recv();
+    /// Asks the service to return, and waits until it has. Returns what it returned.
+    pub fn stop(&mut self) -> Vec<QueuePosition> {
+        if !std::mem::take(&mut self.serving) {
+            return Vec::new();
         }
+        self.stop.ask();
+        // A thread that panicked has returned as well.
+        self.done.recv().unwrap_or_default()
     }
 }
 
@@ -151,13 +154,13 @@ impl QueueService {
         })
     }
 
-    /// Serves requests in order until `stop`. `serve` returns how many bytes it wrote to the chain. A broken queue fails
-    /// the device and ends the service.
+    /// Serves requests in order until `stop`, and returns how far it came. `serve` returns how many bytes it wrote to the
+    /// chain. A broken queue fails the device and ends the service.
     pub fn run(
         mut self,
         stop: &Stop,
         mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> u32,
-    ) {
+    ) -> Vec<QueuePosition> {
         let served = self.watch(stop).map_err(QueueError::Wait).and_then(|()| {
             while self.wait(stop)? {
                 self.drain(stop, &mut serve)?;
@@ -166,7 +169,9 @@ impl QueueService {
         });
         if served.is_err() {
             self.interrupt.fail_device();
+            return Vec::new();
         }
+        vec![QueuePosition::of(&self.queue.queue)]
     }
 
     fn watch(&self, stop: &Stop) -> io::Result<()> {

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::disk::{Disk, DiskError};
 use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_SEGMENTS, MAX_ZERO_SECTORS, QUEUE_SIZE, SECTOR_BYTES};
 use crate::devices::virtio::worker::{QueueService, Worker};
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::Counters;
 
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
@@ -107,13 +107,13 @@ impl VirtioDevice for Block {
             let disk = self.disk.clone();
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
             self.worker.serve(move |stop| {
-                service.run(stop, |memory, chain| disk.serve(memory, chain));
+                service.run(stop, |memory, chain| disk.serve(memory, chain))
             })?;
         }
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker.stop();
+    fn stop(&mut self) -> Vec<QueuePosition> {
+        self.worker.stop()
     }
 }

@@ -34,7 +34,7 @@ struct Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.block.reset();
+        self.block.stop();
     }
 }
 
@@ -62,6 +62,7 @@ impl Bench {
             queues: vec![queue],
             interrupt: interrupt.clone(),
             features,
+            restored: false,
         };
         block.activate(activation).unwrap();
         Self {
@@ -352,7 +353,7 @@ fn a_broken_available_index_fails_the_device_and_a_reset_mends_it() {
     bench.driver.set_available(300);
     bench.driver.kick();
     // The thread has ended by itself; the device can still be reset and used again.
-    bench.block.reset();
+    bench.block.stop();
     let memory = bench.driver.memory.clone();
     let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
     bench.driver = driver;
@@ -364,6 +365,7 @@ fn a_broken_available_index_fails_the_device_and_a_reset_mends_it() {
             queues: vec![queue],
             interrupt,
             features: 0,
+            restored: false,
         })
         .unwrap();
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);

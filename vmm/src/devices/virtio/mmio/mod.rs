@@ -4,6 +4,7 @@
 mod pages;
 mod queue_setup;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, QueuePosition, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::metrics::{Counters, count};
 use pages::RegisterPage;
@@ -25,6 +26,7 @@ pub use pages::{PAGE_BYTES, RegisterPages};
 use queue_setup::{QueueSetup, set_half};
 pub use registers::QUEUE_NOTIFY;
 use registers::*;
+pub use state::{TransportState, TransportStateError};
 
 /// A virtio device behind its registers.
 pub struct MmioTransport {
@@ -296,7 +298,7 @@ impl State {
                 continue;
             }
             shared.add_status(bit);
-            if bit == DRIVER_OK && !self.activate(shared) {
+            if bit == DRIVER_OK && !self.activate(shared, None) {
                 shared.fail_device();
             }
         }
@@ -308,10 +310,11 @@ impl State {
             && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
     }
 
-    fn activate(&mut self, shared: &Arc<Shared>) -> bool {
+    /// Has the device go to work, from `positions` in its queues if it was at work before, on another machine.
+    fn activate(&mut self, shared: &Arc<Shared>, positions: Option<&[QueuePosition]>) -> bool {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut queues = Vec::with_capacity(self.queues.len());
-        for (setup, kick) in self.queues.iter().zip(&self.kicks) {
+        for (index, (setup, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
             let queue = if setup.ready {
                 setup.build(&self.memory)
             } else {
@@ -321,6 +324,13 @@ impl State {
                 return false;
             };
             queue.set_event_idx(event_idx);
+            if let Some(positions) = positions {
+                let Some(position) = positions.get(index) else {
+                    return false;
+                };
+                queue.set_next_avail(position.next_avail);
+                queue.set_next_used(position.next_used);
+            }
             queues.push(ActiveQueue { queue, kick });
         }
         let activation = Activation {
@@ -328,12 +338,13 @@ impl State {
             queues,
             interrupt: shared.clone(),
             features: self.driver_features,
+            restored: positions.is_some(),
         };
         self.device.activate(activation).is_ok()
     }
 
     fn reset(&mut self, shared: &Arc<Shared>) {
-        self.device.reset();
+        self.device.stop();
         self.queues = new_queues(&*self.device);
         self.queue_select = 0;
         self.device_features_select = 0;

@@ -1,10 +1,11 @@
 //! A virtqueue as the driver sets it up, before it is used: plain numbers until they are checked all at once.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// What the driver has written about one queue.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct QueueSetup {
     max_size: u16,
     pub(super) size: u32,
@@ -82,14 +83,14 @@ mod tests {
 
     #[test]
     fn a_sound_queue_is_built() {
-        let memory = memory::allocate(MIB).unwrap();
+        let memory = memory::allocate(MIB, None).unwrap();
         let queue = setup(128, [0x1000, 0x2000, 0x3000]).build(&memory).unwrap();
         assert_eq!((queue.size(), queue.ready()), (128, true));
     }
 
     #[test]
     fn bad_sizes_and_areas_are_refused() {
-        let memory = memory::allocate(MIB).unwrap();
+        let memory = memory::allocate(MIB, None).unwrap();
         for size in [0, 3, 257, 512, 0x1_0000, 0x1_0100, u32::MAX] {
             assert!(
                 setup(size, [0x1000, 0x2000, 0x3000]).build(&memory).is_none(),
@@ -122,7 +123,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_accepted_lies_in_memory(size in 0u32..600, areas in [0..END * 2, 0..END * 2, 0..END * 2]) {
-            let memory = memory::allocate(MIB).unwrap();
+            let memory = memory::allocate(MIB, None).unwrap();
             if setup(size, areas).build(&memory).is_some() {
                 let size = u64::from(size);
                 prop_assert!(size.is_power_of_two() && size <= 256);

@@ -49,10 +49,12 @@ impl VirtioDevice for FakeDevice {
             Ok(())
         }
     }
-    fn reset(&mut self) {
+    fn stop(&mut self) -> Vec<QueuePosition> {
         let mut log = self.0.lock().unwrap();
         log.resets += 1;
-        log.activations.clear();
+        let stopped = log.activations.drain(..).last();
+        let queues = stopped.map(|activation| activation.queues).unwrap_or_default();
+        queues.iter().map(|active| QueuePosition::of(&active.queue)).collect()
     }
 }
 
@@ -71,7 +73,7 @@ impl Bench {
         let transport = MmioTransport::new(
             Box::new(FakeDevice(log.clone())),
             (RegisterPages::new(1), 0),
-            memory::allocate(32).unwrap(),
+            memory::allocate(32, None).unwrap(),
             interrupt.try_clone().unwrap(),
             counters.clone(),
         )

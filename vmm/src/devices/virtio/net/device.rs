@@ -17,7 +17,7 @@ use super::service::{self, Events};
 use super::tx::Transmit;
 use super::{QUEUE_SIZE, tap};
 use crate::devices::virtio::worker::Worker;
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::Counters;
 
 /// A network device on a tap (virtio 1.3, 5.1).
@@ -90,12 +90,13 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.reset();
+        self.worker.stop();
         let Activation {
             memory,
             queues,
             interrupt,
             features,
+            ..
         } = activation;
         let got = queues.len();
         let Ok([receive, transmit]) = <[_; 2]>::try_from(queues) else {
@@ -117,11 +118,11 @@ impl VirtioDevice for Net {
                 transmit,
                 interrupt.as_ref(),
                 &counters,
-            );
+            )
         })
     }
 
-    fn reset(&mut self) {
-        self.worker.stop();
+    fn stop(&mut self) -> Vec<QueuePosition> {
+        self.worker.stop()
     }
 }

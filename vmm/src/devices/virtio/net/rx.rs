@@ -18,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::buffers::{ChainBuffers, Direction, MAX_DESCRIPTORS, copy_into};
 use super::header::{HEADER_BYTES, NUM_BUFFERS_OFFSET};
 use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
+use crate::devices::virtio::QueuePosition;
 use crate::metrics::{Counters, count};
 
 /// The longest frame with its header.
@@ -75,6 +76,15 @@ impl Receive {
             signalled,
             tap_ready: true,
         }
+    }
+
+    /// Leaves the queue as if the chains that are still to be filled had never been looked at. A frame that waits for
+    /// more of them is lost.
+    pub(super) fn leave(mut self) -> QueuePosition {
+        for _ in &self.offered {
+            self.queue.go_to_previous_position();
+        }
+        QueuePosition::of(&self.queue)
     }
 
     /// The tap has a frame.

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Progress;
 use super::rx::Receive;
 use super::tx::Transmit;
-use crate::devices::virtio::Interrupt;
+use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::devices::virtio::worker::Stop;
 use crate::metrics::{Counters, count};
 
@@ -43,8 +43,8 @@ impl Events {
     }
 }
 
-/// Serves both queues until told to stop. A queue whose ring is broken is left alone from then on, and the driver is
-/// told that the device needs a reset.
+/// Serves both queues until told to stop, and returns how far it came. A queue whose ring is broken is left alone from
+/// then on, and the driver is told that the device needs a reset.
 pub(super) fn run(
     stop: &Stop,
     events: &Events,
@@ -53,14 +53,18 @@ pub(super) fn run(
     transmit: Transmit,
     interrupt: &dyn Interrupt,
     counters: &Counters,
-) {
+) -> Vec<QueuePosition> {
+    let failed = || {
+        interrupt.fail_device();
+        Vec::new()
+    };
     let stop_event = EpollEvent::new(EventSet::IN, STOP);
     if events
         .epoll
         .ctl(ControlOperation::Add, stop.event().as_raw_fd(), stop_event)
         .is_err()
     {
-        return interrupt.fail_device();
+        return failed();
     }
     let mut receive = Some(receive);
     let mut transmit = Some(transmit);
@@ -72,11 +76,14 @@ pub(super) fn run(
         let count_ready = match events.epoll.wait(timeout, &mut ready) {
             Ok(count_ready) => count_ready,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return interrupt.fail_device(),
+            Err(_) => return failed(),
         };
         for event in ready.iter().take(count_ready) {
             match event.data() {
-                STOP => return,
+                STOP => {
+                    let positions = receive.map(Receive::leave).into_iter();
+                    return positions.chain(transmit.map(|queue| queue.position())).collect();
+                }
                 RECEIVE_KICK => {
                     let _ = events.receive_kick.read();
                     receive_more = true;

@@ -140,6 +140,7 @@ impl Guest {
                 queues: vec![receive_queue, transmit_queue],
                 interrupt: Arc::clone(&interrupt) as _,
                 features: device.features(),
+                restored: false,
             })
             .unwrap();
         let mut guest = Self {
@@ -371,7 +372,7 @@ fn large_segments_cross_a_tap_whole() {
         assert!(frame[10..] == to_host);
 
         // A driver that cannot take offloads gets plain frames after a reset.
-        guest.device.reset();
+        guest.device.stop();
         let (receive, queue) = Driver::new(&guest.receive.memory, 0x1_0000, QUEUE);
         let (transmit, transmit_queue) = Driver::new(&guest.receive.memory, 0x2_0000, QUEUE);
         (guest.receive, guest.transmit) = (receive, transmit);
@@ -381,6 +382,7 @@ fn large_segments_cross_a_tap_whole() {
             queues: vec![queue, transmit_queue],
             interrupt: Arc::clone(&guest.interrupt) as _,
             features,
+            restored: false,
         };
         guest.device.activate(activation).unwrap();
         guest.offer_receive_buffers(0..u64::from(QUEUE));

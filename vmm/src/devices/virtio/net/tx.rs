@@ -9,6 +9,7 @@ use vm_memory::GuestMemoryMmap;
 use super::buffers::{ChainBuffers, Direction};
 use super::header::{self, HEADER_BYTES};
 use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
+use crate::devices::virtio::QueuePosition;
 use crate::metrics::{Counters, count};
 
 /// Destination, source and type: no frame is shorter.
@@ -32,6 +33,10 @@ impl Transmit {
             counters,
             iovecs: Vec::new(),
         }
+    }
+
+    pub(super) fn position(&self) -> QueuePosition {
+        QueuePosition::of(&self.queue)
     }
 
     /// Sends what the driver has offered, at most [`FRAMES_PER_RUN`] frames. An error is a broken ring.

@@ -9,7 +9,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::worker::{QueueService, Worker};
-use super::{ActivateError, Activation, VirtioDevice};
+use super::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::{Counters, count};
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -55,14 +55,14 @@ impl VirtioDevice for Rng {
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
             let counters = counters.clone();
             self.worker.serve(move |stop| {
-                service.run(stop, |memory, chain| serve(memory, chain, &counters));
+                service.run(stop, |memory, chain| serve(memory, chain, &counters))
             })?;
         }
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker.stop();
+    fn stop(&mut self) -> Vec<QueuePosition> {
+        self.worker.stop()
     }
 }
 

@@ -16,6 +16,7 @@ fn start() -> (Rng, Driver, Arc<TestInterrupt>, Arc<Counters>) {
         queues: vec![queue],
         interrupt: interrupt.clone(),
         features,
+        restored: false,
     })
     .unwrap();
     (rng, driver, interrupt, counters)
@@ -35,7 +36,7 @@ fn buffers_are_filled_with_random_bytes() {
             .unwrap();
         assert!(bytes.iter().any(|byte| *byte != 0));
     }
-    rng.reset();
+    rng.stop();
     assert_eq!(counters.snapshot().entropy_bytes, 64);
 }
 
@@ -44,7 +45,7 @@ fn a_large_buffer_is_filled_only_as_far_as_one_request_goes() {
     let (mut rng, mut driver, interrupt, _) = start();
     driver.offer(&[(0x1000, 1 << 20)], true);
     assert_eq!(driver.wait_used(&interrupt).1, MAX_BYTES as u32);
-    rng.reset();
+    rng.stop();
 }
 
 #[test]
@@ -54,6 +55,6 @@ fn buffers_that_cannot_be_written_are_returned_empty_and_counted() {
         driver.offer(&[(address, 64)], writable);
         assert_eq!(driver.wait_used(&interrupt).1, 0, "{address:#x}");
     }
-    rng.reset();
+    rng.stop();
     assert_eq!(counters.snapshot().device_errors, 3);
 }

@@ -13,7 +13,7 @@ use super::handle::{Shared, VsockHandle};
 use super::service::{Events, Service};
 use super::table::Table;
 use crate::devices::virtio::worker::Worker;
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::Counters;
 
 /// `VIRTIO_VSOCK_F_STREAM`.
@@ -56,7 +56,7 @@ impl VirtioDevice for Vsock {
             | 1 << FEATURE_STREAM
     }
 
-    /// Receive, transmit, event. The event queue tells of a changed context id, which never happens here.
+    /// Receive, transmit, event. The event queue tells a restored guest that its connections are gone.
     fn queue_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE]
     }
@@ -71,15 +71,16 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.reset();
+        self.worker.stop();
         let Activation {
             memory,
             queues,
             interrupt,
+            restored,
             ..
         } = activation;
         let got = queues.len();
-        let Ok([receive, transmit, _event]) = <[_; 3]>::try_from(queues) else {
+        let Ok([receive, transmit, event]) = <[_; 3]>::try_from(queues) else {
             return Err(ActivateError::Queues { expected: 3, got });
         };
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(ActivateError::Events)?;
@@ -93,6 +94,8 @@ impl VirtioDevice for Vsock {
         let service = Service {
             receive: Some(receive.queue),
             transmit: Some(transmit.queue),
+            event: event.queue,
+            restored,
             memory,
             table: Table::new(self.guest_cid, Arc::clone(&epoll), Arc::clone(&self.counters)),
             shared: Arc::clone(&self.shared),
@@ -101,8 +104,9 @@ impl VirtioDevice for Vsock {
         let shared = Arc::clone(&self.shared);
         self.shared.open(wake);
         let served = self.worker.serve(move |stop| {
-            service.run(stop, &epoll, &events, interrupt.as_ref());
+            let positions = service.run(stop, &epoll, &events, interrupt.as_ref());
             shared.close();
+            positions
         });
         if served.is_err() {
             self.shared.close();
@@ -110,7 +114,7 @@ impl VirtioDevice for Vsock {
         served
     }
 
-    fn reset(&mut self) {
-        self.worker.stop();
+    fn stop(&mut self) -> Vec<QueuePosition> {
+        self.worker.stop()
     }
 }

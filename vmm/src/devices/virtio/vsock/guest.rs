@@ -79,6 +79,7 @@ impl Guest {
             queues: vec![receive_queue, transmit_queue, event_queue],
             interrupt: Arc::clone(&self.interrupt) as _,
             features: self.device.features(),
+            restored: false,
         };
         self.device.activate(activation).unwrap();
     }

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::handle::Shared;
 use super::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES};
 use super::table::{Key, Table};
-use crate::devices::virtio::Interrupt;
+use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::devices::virtio::net::buffers::{ChainBuffers, Direction};
 use crate::devices::virtio::worker::Stop;
 use crate::metrics::{Counters, count};
@@ -25,6 +25,8 @@ const WAKE: u64 = OWN | 1;
 const RECEIVE_KICK: u64 = OWN | 2;
 const TRANSMIT_KICK: u64 = OWN | 3;
 
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.3, 5.10.6.7): all connections are gone, and the context id may be another.
+const TRANSPORT_RESET: u32 = 0;
 /// Packets per queue and run, after which the other queue has its turn and the driver its interrupt.
 const PACKETS_PER_RUN: usize = 64;
 
@@ -56,6 +58,9 @@ impl Events {
 pub(super) struct Service {
     pub(super) receive: Option<Queue>,
     pub(super) transmit: Option<Queue>,
+    pub(super) event: Queue,
+    /// The guest has connections from before that lead nowhere, and does not know it.
+    pub(super) restored: bool,
     pub(super) memory: GuestMemoryMmap,
     pub(super) table: Table,
     pub(super) shared: Arc<Shared>,
@@ -70,14 +75,32 @@ struct Progress {
 }
 
 impl Service {
-    /// Serves the device until told to stop. A broken queue is left alone from then on, and the driver is told.
-    pub(super) fn run(mut self, stop: &Stop, epoll: &Epoll, events: &Events, interrupt: &dyn Interrupt) {
+    /// Serves the device until told to stop, and returns how far it came. A broken queue is left alone from then on, and
+    /// the driver is told.
+    pub(super) fn run(
+        mut self,
+        stop: &Stop,
+        epoll: &Epoll,
+        events: &Events,
+        interrupt: &dyn Interrupt,
+    ) -> Vec<QueuePosition> {
+        let failed = || {
+            interrupt.fail_device();
+            Vec::new()
+        };
         let stop_event = EpollEvent::new(EventSet::IN, STOP);
         if epoll
             .ctl(ControlOperation::Add, stop.event().as_raw_fd(), stop_event)
             .is_err()
         {
-            return interrupt.fail_device();
+            return failed();
+        }
+        if self.restored {
+            match self.reset_transport() {
+                Ok(true) => interrupt.signal_queue(),
+                Ok(false) => {}
+                Err(_) => return failed(),
+            }
         }
         let mut ready = vec![EpollEvent::default(); 64];
         // There may be work from before the thread started.
@@ -91,11 +114,11 @@ impl Service {
             let ready_count = match epoll.wait(timeout, &mut ready) {
                 Ok(ready_count) => ready_count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return interrupt.fail_device(),
+                Err(_) => return failed(),
             };
             for event in ready.iter().take(ready_count) {
                 match event.data() {
-                    STOP => return,
+                    STOP => return self.positions(),
                     WAKE => {
                         let _ = events.wake.read();
                         self.serve_handles();
@@ -127,6 +150,35 @@ impl Service {
                 interrupt.signal_queue();
             }
         }
+    }
+
+    fn positions(&self) -> Vec<QueuePosition> {
+        match (&self.receive, &self.transmit) {
+            (Some(receive), Some(transmit)) => {
+                [receive, transmit, &self.event].map(QueuePosition::of).into()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Tells the guest that its connections are gone. Returns whether it wants to be interrupted for it.
+    fn reset_transport(&mut self) -> Result<bool, QueueError> {
+        let Some(chain) = self.event.iter(&self.memory)?.next() else {
+            // A driver that offers no buffers does not want to know.
+            return Ok(false);
+        };
+        let head = chain.head_index();
+        let buffers = ChainBuffers::new(&self.memory, chain, Direction::DeviceToDriver, usize::MAX);
+        let event = TRANSPORT_RESET.to_le_bytes();
+        let written = match buffers {
+            Ok(buffers) if buffers.len() >= event.len() => {
+                buffers.write(&event);
+                event.len()
+            }
+            _ => 0,
+        };
+        self.event.add_used(&self.memory, head, written as u32)?;
+        self.event.needs_notification(&self.memory)
     }
 
     fn milliseconds_to_deadline(&self) -> i32 {

@@ -73,7 +73,7 @@ fn refused_late_and_impossible_connections_are_errors() {
     guest.expect(Op::Reset, 82, request.src_port);
 
     let done = guest.host_connects(83);
-    guest.device.reset();
+    guest.device.stop();
     assert!(done.recv_timeout(WAIT).unwrap().is_err());
     let done = guest.host_connects(84);
     assert!(done.try_recv().unwrap().unwrap_err().contains("not active"));
@@ -118,7 +118,7 @@ fn only_so_many_guest_connections_wait() {
 fn connections_end_with_the_device_and_new_ones_work() {
     let mut guest = Guest::new();
     let mut host = guest.connect(5000, 1024);
-    guest.device.reset();
+    guest.device.stop();
     assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
     guest.activate();
     guest.offer_receive_buffers();

@@ -1,41 +1,44 @@
 //! A configuration and the descriptors handed with it become a machine, which runs until it ends.
 
+mod assembly;
+mod controlled;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::acpi::Hardware;
-use crate::arch::boot::{self, BootError, Entry, Payload};
+use crate::arch::boot::{self, BootError, Payload};
 use crate::arch::layout;
+use crate::arch::state::{Saveable, StateError};
 use crate::arch::vcpu::{VcpuSetupError, VcpuTemplate};
 use crate::arch::vm::{self, VmError};
 use crate::bus::BusError;
-use crate::config::{ExitReason, ExitReport, MachineConfig};
-use crate::control::server::{
-    ConnectDone, ConnectionListener, ControlServer, Controlled, GuestStreams, ServerError,
-};
-use crate::control::{CONTROL_VERSION, Info, Metrics};
+use crate::config::{ExitReason, ExitReport, MachineConfig, StartConfig};
+use crate::control::server::{ControlServer, ServerError};
+use crate::devices::generation::{Generation, GenerationError};
 use crate::devices::power::Power;
 use crate::devices::serial::SerialPort;
 use crate::devices::system_control::{SYSTEM_CONTROL_PORT, SystemControl};
-use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, DiskError};
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, RegisterPages};
+use crate::devices::virtio::mmio::{RegisterPages, TransportStateError};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::vsock::{Vsock, VsockHandle};
+use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::worker::Worker;
 use crate::ending::{self, Ending};
-use crate::handed::Handed;
+use crate::handed::{Handed, Start};
 use crate::jail::{Jail, JailError, Thread};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, MemoryError, MemoryFile};
 use crate::metrics::Counters;
-use crate::vcpu::{Buses, VcpuContext, VcpuThreads};
+use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
+use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
+use assembly::Assembly;
+use controlled::{ControlledMachine, SnapshotWriter};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -53,6 +56,14 @@ pub enum MachineError {
     Control(#[from] ServerError),
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    #[error("cannot restore the machine: {0}")]
+    Snapshot(#[from] SnapshotError),
+    #[error("cannot restore the machine: {0}")]
+    State(#[from] StateError),
+    #[error("cannot restore the machine: {0}")]
+    Device(#[from] TransportStateError),
     #[error("cannot create vcpu {vcpu}: {source}")]
     CreateVcpu { vcpu: u8, source: kvm_ioctls::Error },
     #[error("cannot create an event: {0}")]
@@ -76,25 +87,13 @@ pub enum MachineError {
 /// A machine that is ready to run.
 pub struct Machine {
     control: ControlServer,
-    vcpus: Vec<VcpuFd>,
     buses: Arc<Buses>,
     controlled: ControlledMachine,
-    virtio: Vec<Arc<MmioTransport>>,
-    serial: Option<Arc<SerialPort>>,
+    gate: Arc<Gate>,
     exit: Option<File>,
     jail: Jail,
     /// KVM maps it into the guest; it is kept until the vCPUs have ended.
     _memory: GuestMemoryMmap,
-}
-
-/// What control clients reach.
-struct ControlledMachine {
-    vm: VmFd,
-    vcpus: u8,
-    memory_mib: u32,
-    counters: Arc<Counters>,
-    ending: Arc<Ending>,
-    streams: Option<VsockHandle>,
 }
 
 impl Machine {
@@ -103,8 +102,9 @@ impl Machine {
     pub fn new(config: &MachineConfig, handed: Handed, jail: Jail) -> Result<Self, MachineError> {
         let Handed {
             kvm,
-            kernel,
-            initrd,
+            start,
+            memory,
+            snapshot,
             control,
             exit,
             drives,
@@ -116,21 +116,23 @@ impl Machine {
         let control = ControlServer::new(control, ending.event())?;
         // SAFETY: the descriptor is owned, and given away here.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        let restored = match &start {
+            Start::Boot { .. } => None,
+            Start::Restore { state } => {
+                let state = snapshot::read(state)?;
+                state.check(config)?;
+                Some(state)
+            }
+        };
 
-        let memory = memory::allocate(config.memory_mib)?;
+        let shared = config.memory.is_some_and(|memory| memory.shared);
+        let memory = memory::allocate(
+            config.memory_mib,
+            memory.map(|file| MemoryFile { file, shared }),
+        )?;
         let vm = vm::create(&kvm, &memory)?;
-        let hardware = Hardware {
-            vcpus: config.vcpus,
-            virtio_devices: config.virtio_devices(),
-            serial: serial.is_some(),
-        };
-        let payload = Payload {
-            kernel: &kernel,
-            initrd: initrd.as_ref(),
-            cmdline: &config.cmdline,
-        };
-        let entry = boot::load(&memory, &payload, hardware)?;
-        let vcpus = create_vcpus(&kvm, &vm, config.vcpus, entry)?;
+        let template = VcpuTemplate::new(&kvm, config.vcpus)?;
+        let vcpus = create_vcpus(&vm, config.vcpus)?;
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -140,12 +142,15 @@ impl Machine {
             registers: RegisterPages::new(config.virtio_devices()),
             virtio: Vec::new(),
         };
+        let generation = Generation::new(assembly.interrupt_line(layout::ACPI_GSI)?);
         let power = Arc::new(Power::new(ending.clone()));
         assembly.add_ports(layout::POWER_PORT, layout::POWER_PORTS, power)?;
         assembly.add_ports(SYSTEM_CONTROL_PORT, 1, Arc::new(SystemControl))?;
         let serial = match serial {
             Some(out) => {
-                let port = Arc::new(SerialPort::new(out, assembly.interrupt_line(layout::SERIAL_GSI)?));
+                let line = assembly.interrupt_line(layout::SERIAL_GSI)?;
+                let state = restored.as_ref().and_then(|state| state.serial.as_ref());
+                let port = Arc::new(SerialPort::new(out, line, state).map_err(MachineError::Event)?);
                 assembly.add_ports(layout::SERIAL_PORT, layout::SERIAL_PORTS, port.clone())?;
                 Some(port)
             }
@@ -177,20 +182,60 @@ impl Machine {
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly { buses, virtio, .. } = assembly;
 
+        match (&start, &config.start, &restored) {
+            (Start::Boot { kernel, initrd }, StartConfig::Boot { cmdline, .. }, _) => {
+                generation.begin(&memory)?;
+                let hardware = Hardware {
+                    vcpus: config.vcpus,
+                    virtio_devices: config.virtio_devices(),
+                    serial: serial.is_some(),
+                };
+                let payload = Payload {
+                    kernel,
+                    initrd: initrd.as_ref(),
+                    cmdline,
+                };
+                let entry = boot::load(&memory, &payload, hardware)?;
+                for (index, vcpu) in (0..).zip(&vcpus) {
+                    template.apply(vcpu, index, entry)?;
+                }
+            }
+            (_, _, restored) => {
+                for state in restored.iter() {
+                    restore(state, &vm, &vcpus, &template)?;
+                    for (transport, state) in virtio.iter().zip(&state.devices) {
+                        transport.take_up(state)?;
+                    }
+                    generation.renew(&memory)?;
+                }
+            }
+        }
+        let writer = match snapshot {
+            Some(file) => Some(SnapshotWriter {
+                file: SnapshotFile::new(file),
+                saveable: Saveable::new(&kvm)?,
+                cpuid: (0..).zip(&vcpus).map(|(index, vcpu)| template.cpuid(vcpu, index)).collect(),
+            }),
+            None => None,
+        };
+        let gate = Arc::new(Gate::default());
+
         Ok(Self {
             control,
-            vcpus,
             buses: Arc::new(buses),
             controlled: ControlledMachine {
                 vm,
-                vcpus: config.vcpus,
+                vcpus: vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect(),
+                threads: VcpuThreads::behind(gate.clone()),
                 memory_mib: config.memory_mib,
+                virtio,
+                serial,
                 counters,
                 ending,
                 streams,
+                writer,
             },
-            virtio,
-            serial,
+            gate,
             exit,
             jail,
             _memory: memory,
@@ -206,42 +251,39 @@ impl Machine {
     pub fn run_once_closed(self, then: impl FnOnce()) -> ExitReport {
         let Self {
             mut control,
-            vcpus,
             buses,
-            controlled,
-            virtio,
-            serial,
+            mut controlled,
+            gate,
             exit,
             jail,
             _memory,
         } = self;
-        let ending = &controlled.ending;
+        let ending = controlled.ending.clone();
         let context = VcpuContext {
             buses,
             ending: ending.clone(),
             counters: controlled.counters.clone(),
             jail,
-            gate: Arc::new(RwLock::new(())),
+            gate: gate.clone(),
         };
-        let mut threads = VcpuThreads::default();
-        let closed = context.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let ready = threads
-            .start(vcpus, &context)
+        let ready = controlled
+            .threads
+            .start(&controlled.vcpus, &context)
             .map_err(MachineError::StartVcpus)
             .and_then(|()| jail.confine(Thread::Main).map_err(MachineError::Confine));
         match ready {
             Ok(()) => then(),
             Err(error) => ending.end(ExitReason::Error, Some(error.to_string())),
         }
-        drop(closed);
+        gate.open();
         if let Err(error) = control.run(&controlled) {
             ending.end(ExitReason::Error, Some(error.to_string()));
         }
-        threads.join();
-        for transport in &virtio {
+        controlled.threads.join();
+        for transport in &controlled.virtio {
             transport.reset();
         }
-        if let Some(serial) = serial {
+        if let Some(serial) = &controlled.serial {
             serial.finish();
         }
         let mut report = ending.report().cloned().unwrap_or(ExitReport {
@@ -261,120 +303,24 @@ impl Machine {
     }
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8, entry: Entry) -> Result<Vec<VcpuFd>, MachineError> {
-    let template = VcpuTemplate::new(kvm, count)?;
+fn create_vcpus(vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
     (0..count)
         .map(|vcpu| {
-            let fd = vm
-                .create_vcpu(u64::from(vcpu))
-                .map_err(|source| MachineError::CreateVcpu { vcpu, source })?;
-            template.apply(&fd, vcpu, entry)?;
-            Ok(fd)
+            vm.create_vcpu(u64::from(vcpu))
+                .map_err(|source| MachineError::CreateVcpu { vcpu, source })
         })
         .collect()
 }
 
-impl Controlled for ControlledMachine {
-    fn info(&self) -> Info {
-        Info {
-            control_version: CONTROL_VERSION,
-            vmm_version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            vcpus: self.vcpus,
-            memory_mib: self.memory_mib,
-            exiting: self.ending.report().map(|report| report.reason),
-        }
+/// Gives the vCPUs and the interrupt controllers the state that they had.
+fn restore(
+    state: &MachineState,
+    vm: &VmFd,
+    vcpus: &[VcpuFd],
+    template: &VcpuTemplate,
+) -> Result<(), MachineError> {
+    for ((index, vcpu), state) in (0..).zip(vcpus).zip(&state.vcpus) {
+        template.restore(vcpu, index, state)?;
     }
-
-    fn metrics(&self) -> Metrics {
-        self.counters.snapshot()
-    }
-
-    fn inject_nmi(&self) -> Result<(), String> {
-        match vm::inject_nmi(&self.vm) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("the guest takes no interrupts".into()),
-            Err(error) => Err(format!("cannot inject an interrupt: {error}")),
-        }
-    }
-
-    fn streams(&self) -> Option<&dyn GuestStreams> {
-        self.streams.as_ref().map(|handle| handle as &dyn GuestStreams)
-    }
-
-    fn stop(&self) {
-        self.ending.end(ExitReason::Stopped, None);
-    }
-}
-
-impl GuestStreams for VsockHandle {
-    fn connect(&self, port: u32, done: ConnectDone) {
-        Self::connect(self, port, done);
-    }
-
-    fn set_listener(&self, listener: Option<ConnectionListener>) {
-        Self::set_listener(self, listener);
-    }
-}
-
-/// The devices of a machine while it is built.
-struct Assembly<'a> {
-    vm: &'a VmFd,
-    memory: &'a GuestMemoryMmap,
-    counters: &'a Arc<Counters>,
-    buses: Buses,
-    registers: Arc<RegisterPages>,
-    virtio: Vec<Arc<MmioTransport>>,
-}
-
-impl Assembly<'_> {
-    /// An event that raises an edge on an interrupt line.
-    fn interrupt_line(&self, line: u32) -> Result<EventFd, MachineError> {
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(MachineError::Event)?;
-        self.vm
-            .register_irqfd(&event, line)
-            .map_err(|source| MachineError::InterruptLine { line, source })?;
-        Ok(event)
-    }
-
-    fn add_ports(
-        &mut self,
-        first: u16,
-        count: u16,
-        device: Arc<dyn crate::bus::BusDevice>,
-    ) -> Result<(), MachineError> {
-        let first = u64::from(first);
-        Ok(self.buses.pio.insert(first..first + u64::from(count), device)?)
-    }
-
-    /// Puts a virtio device behind the next transport, in the order in which the guest finds them.
-    fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
-        let index = self.virtio.len();
-        let base = layout::virtio_mmio_base(index);
-        let interrupt = self.interrupt_line(layout::virtio_gsi(index))?;
-        let transport = MmioTransport::new(
-            device,
-            (self.registers.clone(), index),
-            self.memory.clone(),
-            interrupt,
-            self.counters.clone(),
-        )
-        .map_err(MachineError::Event)?;
-        transport.for_each_kick(|queue, kick| {
-            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
-            self.vm
-                .register_ioevent(kick, &address, queue)
-                .map_err(|source| MachineError::QueueKick {
-                    device: index,
-                    queue,
-                    source,
-                })
-        })?;
-        let transport = Arc::new(transport);
-        self.buses
-            .mmio
-            .insert(base..base + layout::VIRTIO_MMIO_BYTES, transport.clone())?;
-        self.virtio.push(transport);
-        Ok(())
-    }
+    Ok(state.vm.set(vm)?)
 }
