@@ -46,8 +46,14 @@ pub struct Handed {
 /// What the guest starts from.
 #[derive(Debug)]
 pub enum Start {
-    Boot { kernel: File, initrd: Option<File> },
-    Restore { state: File },
+    Boot {
+        kernel: File,
+        initrd: Option<File>,
+        cmdline: String,
+    },
+    Restore {
+        state: File,
+    },
 }
 
 impl Handed {
@@ -63,20 +69,22 @@ impl Handed {
         let kvm = take("kvm_fd".into(), config.kvm_fd)?;
         let start = match config.start {
             StartConfig::Boot {
-                kernel_fd, initrd_fd, ..
+                kernel_fd,
+                initrd_fd,
+                ref cmdline,
             } => Start::Boot {
                 kernel: take("kernel_fd".into(), kernel_fd)?.regular_file()?,
                 initrd: initrd_fd
                     .map(|fd| take("initrd_fd".into(), fd)?.regular_file())
                     .transpose()?,
+                cmdline: cmdline.clone(),
             },
             StartConfig::Restore { state_fd } => Start::Restore {
                 state: take("state_fd".into(), state_fd)?.regular_file()?,
             },
         };
-        let mut regular_file = |what: &str, fd: Option<RawFd>| {
-            fd.map(|fd| take(what.into(), fd)?.regular_file()).transpose()
-        };
+        let mut regular_file =
+            |what: &str, fd: Option<RawFd>| fd.map(|fd| take(what.into(), fd)?.regular_file()).transpose();
         let memory = regular_file("the memory", config.memory.map(|memory| memory.fd))?;
         let snapshot = regular_file("snapshot_fd", config.snapshot_fd)?;
         let exit = regular_file("exit_fd", config.exit_fd)?;

@@ -3,9 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::arch::layout;
 
@@ -54,7 +52,11 @@ fn map_file(
     if bytes != u64::from(mib) << 20 {
         return Err(MemoryError::OtherSize { bytes, mib });
     }
-    let kind = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    let kind = if shared {
+        libc::MAP_SHARED
+    } else {
+        libc::MAP_PRIVATE
+    };
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, len) in ranges {

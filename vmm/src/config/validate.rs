@@ -94,7 +94,9 @@ impl MachineConfig {
                     return Err(ConfigError::CmdlineByte(byte));
                 }
             }
-            StartConfig::Restore { .. } if self.memory.is_none() => return Err(ConfigError::RestoreWithoutMemory),
+            StartConfig::Restore { .. } if self.memory.is_none() => {
+                return Err(ConfigError::RestoreWithoutMemory);
+            }
             StartConfig::Restore { .. } => {}
         }
         if self.snapshot_fd.is_some() && !self.memory.is_some_and(|memory| memory.shared) {
@@ -221,7 +223,10 @@ mod tests {
         use ConfigError as E;
         let memory = |shared| Some(MemoryConfig { fd: 9, shared });
         let restore = StartConfig::Restore { state_fd: 8 };
-        assert_eq!(broken(|c| c.start = restore.clone()), Err(E::RestoreWithoutMemory));
+        assert_eq!(
+            broken(|c| c.start = restore.clone()),
+            Err(E::RestoreWithoutMemory)
+        );
         for shared in [false, true] {
             let restored = broken(|c| (c.start, c.memory) = (restore.clone(), memory(shared)));
             assert_eq!(restored, Ok(()));
@@ -231,7 +236,10 @@ mod tests {
             (memory(false), Err(E::SnapshotOfPrivateMemory)),
             (memory(true), Ok(())),
         ] {
-            assert_eq!(broken(|c| (c.snapshot_fd, c.memory) = (Some(10), memory)), expected);
+            assert_eq!(
+                broken(|c| (c.snapshot_fd, c.memory) = (Some(10), memory)),
+                expected
+            );
         }
     }
 

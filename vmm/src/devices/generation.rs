@@ -27,7 +27,7 @@ impl Generation {
         Self { line }
     }
 
-    /// Writes the first id, before the guest boots.
+    /// Writes an id of this machine's own, before the guest runs.
     pub fn begin(&self, memory: &GuestMemoryMmap) -> Result<(), GenerationError> {
         let mut id = [0u8; layout::GENERATION_ID_BYTES];
         // SAFETY: the pointer and the length are those of one live, writable array.
@@ -38,11 +38,9 @@ impl Generation {
         Ok(memory.write_slice(&id, GuestAddress(layout::GENERATION_ID))?)
     }
 
-    /// Writes another id, and tells the guest.
-    pub fn renew(&self, memory: &GuestMemoryMmap) -> Result<(), GenerationError> {
-        self.begin(memory)?;
+    /// Tells a guest that had another that it has changed.
+    pub fn tell(&self) {
         // The counter of an event that KVM reads at once does not overflow.
         let _ = self.line.write(1);
-        Ok(())
     }
 }

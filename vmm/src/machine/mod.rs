@@ -18,7 +18,7 @@ use crate::arch::state::{Saveable, StateError};
 use crate::arch::vcpu::{VcpuSetupError, VcpuTemplate};
 use crate::arch::vm::{self, VmError};
 use crate::bus::BusError;
-use crate::config::{ExitReason, ExitReport, MachineConfig, StartConfig};
+use crate::config::{ExitReason, ExitReport, MachineConfig};
 use crate::control::server::{ControlServer, ServerError};
 use crate::devices::generation::{Generation, GenerationError};
 use crate::devices::power::Power;
@@ -116,23 +116,35 @@ impl Machine {
         let control = ControlServer::new(control, ending.event())?;
         // SAFETY: the descriptor is owned, and given away here.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
-        let restored = match &start {
-            Start::Boot { .. } => None,
-            Start::Restore { state } => {
-                let state = snapshot::read(state)?;
-                state.check(config)?;
-                Some(state)
-            }
-        };
-
         let shared = config.memory.is_some_and(|memory| memory.shared);
-        let memory = memory::allocate(
-            config.memory_mib,
-            memory.map(|file| MemoryFile { file, shared }),
-        )?;
+        let memory = memory::allocate(config.memory_mib, memory.map(|file| MemoryFile { file, shared }))?;
         let vm = vm::create(&kvm, &memory)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = create_vcpus(&vm, config.vcpus)?;
+        let restored = match &start {
+            Start::Boot {
+                kernel,
+                initrd,
+                cmdline,
+            } => {
+                let hardware = Hardware {
+                    vcpus: config.vcpus,
+                    virtio_devices: config.virtio_devices(),
+                    serial: serial.is_some(),
+                };
+                let payload = Payload {
+                    kernel,
+                    initrd: initrd.as_ref(),
+                    cmdline,
+                };
+                let entry = boot::load(&memory, &payload, hardware)?;
+                for (index, vcpu) in (0..).zip(&vcpus) {
+                    template.apply(vcpu, index, entry)?;
+                }
+                None
+            }
+            Start::Restore { state } => Some(restore(state, config, &vm, &vcpus, &template)?),
+        };
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -182,39 +194,21 @@ impl Machine {
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly { buses, virtio, .. } = assembly;
 
-        match (&start, &config.start, &restored) {
-            (Start::Boot { kernel, initrd }, StartConfig::Boot { cmdline, .. }, _) => {
-                generation.begin(&memory)?;
-                let hardware = Hardware {
-                    vcpus: config.vcpus,
-                    virtio_devices: config.virtio_devices(),
-                    serial: serial.is_some(),
-                };
-                let payload = Payload {
-                    kernel,
-                    initrd: initrd.as_ref(),
-                    cmdline,
-                };
-                let entry = boot::load(&memory, &payload, hardware)?;
-                for (index, vcpu) in (0..).zip(&vcpus) {
-                    template.apply(vcpu, index, entry)?;
-                }
+        generation.begin(&memory)?;
+        if let Some(state) = &restored {
+            for (transport, state) in virtio.iter().zip(&state.devices) {
+                transport.take_up(state)?;
             }
-            (_, _, restored) => {
-                for state in restored.iter() {
-                    restore(state, &vm, &vcpus, &template)?;
-                    for (transport, state) in virtio.iter().zip(&state.devices) {
-                        transport.take_up(state)?;
-                    }
-                    generation.renew(&memory)?;
-                }
-            }
+            generation.tell();
         }
         let writer = match snapshot {
             Some(file) => Some(SnapshotWriter {
                 file: SnapshotFile::new(file),
                 saveable: Saveable::new(&kvm)?,
-                cpuid: (0..).zip(&vcpus).map(|(index, vcpu)| template.cpuid(vcpu, index)).collect(),
+                cpuid: (0..)
+                    .zip(&vcpus)
+                    .map(|(index, vcpu)| template.cpuid(vcpu, index))
+                    .collect(),
             }),
             None => None,
         };
@@ -312,15 +306,19 @@ fn create_vcpus(vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
         .collect()
 }
 
-/// Gives the vCPUs and the interrupt controllers the state that they had.
+/// Gives the vCPUs and the interrupt controllers the state that they had, and returns that of the devices with it.
 fn restore(
-    state: &MachineState,
+    file: &File,
+    config: &MachineConfig,
     vm: &VmFd,
     vcpus: &[VcpuFd],
     template: &VcpuTemplate,
-) -> Result<(), MachineError> {
+) -> Result<MachineState, MachineError> {
+    let state = snapshot::read(file)?;
+    state.check(config)?;
     for ((index, vcpu), state) in (0..).zip(vcpus).zip(&state.vcpus) {
         template.restore(vcpu, index, state)?;
     }
-    Ok(state.vm.set(vm)?)
+    state.vm.set(vm)?;
+    Ok(state)
 }

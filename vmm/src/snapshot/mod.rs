@@ -2,8 +2,6 @@
 //! state it is (`arch::state`, the devices); here it is put together, and checked against the machine that takes it up.
 
 mod file;
-#[cfg(test)]
-mod tests;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +21,9 @@ pub enum SnapshotError {
     TooLarge(u64),
     #[error("the file is no machine's state")]
     NoState,
-    #[error("the state is of version {0}, and this program reads version {STATE_VERSION}: take the snapshot anew")]
+    #[error(
+        "the state is of version {0}, and this program reads version {STATE_VERSION}: take the snapshot anew"
+    )]
     Version(u32),
     #[error("the state is damaged: its checksum is not that of its content")]
     Damaged,
@@ -50,9 +50,17 @@ impl MachineState {
     /// Whether a machine of this configuration can take the state up. What each device makes of its part, it says itself.
     pub fn check(&self, config: &MachineConfig) -> Result<(), SnapshotError> {
         let counts = [
-            ("MiB of memory", u64::from(self.memory_mib), u64::from(config.memory_mib)),
+            (
+                "MiB of memory",
+                u64::from(self.memory_mib),
+                u64::from(config.memory_mib),
+            ),
             ("vcpus", self.vcpus.len() as u64, u64::from(config.vcpus)),
-            ("virtio devices", self.devices.len() as u64, config.virtio_devices() as u64),
+            (
+                "virtio devices",
+                self.devices.len() as u64,
+                config.virtio_devices() as u64,
+            ),
             (
                 "serial ports",
                 self.serial.is_some().into(),

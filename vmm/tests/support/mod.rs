@@ -1,6 +1,7 @@
 //! Tiny guests, and machines that run them: the real binary on the real `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+#![allow(dead_code, reason = "each test program uses its part of this")]
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -148,6 +149,14 @@ impl Launch {
             serial: serial.into(),
             folder,
         }
+    }
+
+    /// Leaves a copy of a file open for the machine, and returns its descriptor.
+    pub fn keep_file(&mut self, file: &File) -> RawFd {
+        let copy = OwnedFd::from(file.try_clone().unwrap());
+        let fd = copy.as_raw_fd();
+        self.keep(copy);
+        fd
     }
 
     /// Leaves a descriptor that `config` names open for the machine.

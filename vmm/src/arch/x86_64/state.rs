@@ -2,9 +2,9 @@
 //! KVM holds of a machine whose vCPUs stand still is here, but for its memory, its lines and its events.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data, kvm_cpuid_entry2,
-    kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -69,9 +69,7 @@ impl Saveable {
         if extended > XSAVE_BYTES {
             return Err(StateError::ExtendedState(extended));
         }
-        let list = kvm
-            .get_msr_index_list()
-            .got("list of model-specific registers")?;
+        let list = kvm.get_msr_index_list().got("list of model-specific registers")?;
         let mut msrs = list.as_slice().to_vec();
         // The counter before whatever is measured by it, and the timer that it ends last.
         msrs.sort_by_key(|&msr| (msr == MSR_IA32_TSC_DEADLINE, msr != MSR_IA32_TSC));
@@ -145,7 +143,8 @@ impl VcpuState {
         // SAFETY: KVM reads no more than the structure has: `Saveable` refuses a processor with more extended state.
         unsafe { fd.set_xsave(&self.xsave) }.taken("extended state")?;
         fd.set_xcrs(&self.xcrs).taken("extended control registers")?;
-        fd.set_debug_regs(&self.debug_registers).taken("debug registers")?;
+        fd.set_debug_regs(&self.debug_registers)
+            .taken("debug registers")?;
         fd.set_lapic(&self.lapic).taken("local apic")?;
         set_msrs(fd, &self.msrs)?;
         fd.set_vcpu_events(&self.events).taken("pending events")?;

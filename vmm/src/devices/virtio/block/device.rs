@@ -106,9 +106,8 @@ impl VirtioDevice for Block {
         for queue in queues {
             let disk = self.disk.clone();
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
-            self.worker.serve(move |stop| {
-                service.run(stop, |memory, chain| disk.serve(memory, chain))
-            })?;
+            self.worker
+                .serve(move |stop| service.run(stop, |memory, chain| disk.serve(memory, chain)))?;
         }
         Ok(())
     }

@@ -28,7 +28,9 @@ pub enum TransportStateError {
     Broken(u32),
     #[error("the snapshot has a device of type {then} where this machine has one of type {now}")]
     OtherDevice { then: u32, now: u32 },
-    #[error("the driver of the device of type {device} uses the features {missing:#x}, which this one has not")]
+    #[error(
+        "the driver of the device of type {device} uses the features {missing:#x}, which this one has not"
+    )]
     Features { device: u32, missing: u64 },
     #[error("the queues of the device of type {0} are not this one's")]
     Queues(u32),

@@ -54,7 +54,10 @@ impl VirtioDevice for FakeDevice {
         log.resets += 1;
         let stopped = log.activations.drain(..).last();
         let queues = stopped.map(|activation| activation.queues).unwrap_or_default();
-        queues.iter().map(|active| QueuePosition::of(&active.queue)).collect()
+        queues
+            .iter()
+            .map(|active| QueuePosition::of(&active.queue))
+            .collect()
     }
 }
 

@@ -9,8 +9,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Progress;
 use super::rx::Receive;
 use super::tx::Transmit;
-use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::devices::virtio::worker::Stop;
+use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::metrics::{Counters, count};
 
 const STOP: u64 = 0;

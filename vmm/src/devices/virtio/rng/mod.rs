@@ -54,9 +54,8 @@ impl VirtioDevice for Rng {
         for queue in queues {
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
             let counters = counters.clone();
-            self.worker.serve(move |stop| {
-                service.run(stop, |memory, chain| serve(memory, chain, &counters))
-            })?;
+            self.worker
+                .serve(move |stop| service.run(stop, |memory, chain| serve(memory, chain, &counters)))?;
         }
         Ok(())
     }

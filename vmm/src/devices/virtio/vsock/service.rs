@@ -13,9 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::handle::Shared;
 use super::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES};
 use super::table::{Key, Table};
-use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::devices::virtio::net::buffers::{ChainBuffers, Direction};
 use crate::devices::virtio::worker::Stop;
+use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::metrics::{Counters, count};
 
 // Tokens with the host port that no connection has.
@@ -154,9 +154,7 @@ impl Service {
 
     fn positions(&self) -> Vec<QueuePosition> {
         match (&self.receive, &self.transmit) {
-            (Some(receive), Some(transmit)) => {
-                [receive, transmit, &self.event].map(QueuePosition::of).into()
-            }
+            (Some(receive), Some(transmit)) => [receive, transmit, &self.event].map(QueuePosition::of).into(),
             _ => Vec::new(),
         }
     }
