@@ -372,6 +372,25 @@ fn a_broken_available_index_fails_the_device_and_a_reset_mends_it() {
 }
 
 #[test]
+fn another_device_goes_on_in_the_same_queue() {
+    let mut bench = Bench::new(false);
+    for _ in 0..3 {
+        assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
+        let positions = bench.block.stop();
+        assert_eq!(positions.len(), 1);
+        let activation = Activation {
+            memory: bench.driver.memory.clone(),
+            queues: vec![bench.driver.continued(positions[0])],
+            interrupt: bench.interrupt.clone(),
+            features: 0,
+            restored: true,
+        };
+        bench.block.activate(activation).unwrap();
+    }
+    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
+}
+
+#[test]
 fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
     let bench = Bench::new(false);
     let mut capacity = [0xee; 8];

@@ -13,6 +13,8 @@ const HIGH_FEATURES: u32 = (FEATURES >> 32) as u32;
 
 #[derive(Default)]
 struct Log {
+    /// Feature bits that this device has less than others.
+    lacks: u64,
     activations: Vec<Activation>,
     resets: usize,
     config_writes: Vec<(u64, Vec<u8>)>,
@@ -26,7 +28,7 @@ impl VirtioDevice for FakeDevice {
         42
     }
     fn features(&self) -> u64 {
-        FEATURES
+        FEATURES & !self.0.lock().unwrap().lacks
     }
     fn queue_sizes(&self) -> &[u16] {
         &[256, 64]
@@ -52,7 +54,8 @@ impl VirtioDevice for FakeDevice {
     fn stop(&mut self) -> Vec<QueuePosition> {
         let mut log = self.0.lock().unwrap();
         log.resets += 1;
-        let stopped = log.activations.drain(..).last();
+        let stopped = log.activations.pop();
+        log.activations.clear();
         let queues = stopped.map(|activation| activation.queues).unwrap_or_default();
         queues
             .iter()
@@ -369,6 +372,100 @@ fn registers_are_read_as_memory_and_written_whole() {
     }
     bench.transport.write(STATUS + 1, &[1, 0, 0, 0]);
     assert_eq!(bench.status(), 0);
+}
+
+#[test]
+fn another_device_goes_on_where_one_left() {
+    let bench = Bench::new();
+    bench.start();
+    {
+        let mut log = bench.log.lock().unwrap();
+        let queue = &mut log.activations[0].queues[1].queue;
+        queue.set_next_avail(7);
+        queue.set_next_used(5);
+    }
+    let state = bench.transport.leave().unwrap();
+    let other = Bench::new();
+    other.transport.take_up(&state).unwrap();
+    assert_eq!(other.status(), bench.status());
+    {
+        let log = other.log.lock().unwrap();
+        let [activation] = &log.activations[..] else {
+            panic!("{} activations", log.activations.len())
+        };
+        assert!(activation.restored);
+        assert_eq!(activation.features, FEATURES & !(1 << 5));
+        let [first, second] = &activation.queues[..] else {
+            panic!()
+        };
+        assert_eq!(QueuePosition::of(&first.queue), QueuePosition::default());
+        let position = QueuePosition {
+            next_avail: 7,
+            next_used: 5,
+        };
+        assert_eq!(QueuePosition::of(&second.queue), position);
+        assert_eq!(first.queue.size(), 128);
+        assert!(first.queue.event_idx_enabled() && second.queue.desc_table() == 0x20_0000);
+        // It looks for what the other had not seen, and the driver looks at its configuration again.
+        assert_eq!(first.kick.read().unwrap(), 1);
+    }
+    assert_eq!(other.read(INTERRUPT_STATUS), CONFIG_INTERRUPT);
+    assert_eq!(other.interrupt.read().unwrap(), 1);
+    assert_eq!(other.read(CONFIG_GENERATION), bench.read(CONFIG_GENERATION) + 1);
+    // And from there once more.
+    let again = Bench::new();
+    again
+        .transport
+        .take_up(&other.transport.leave().unwrap())
+        .unwrap();
+    assert_eq!(again.log.lock().unwrap().activations.len(), 1);
+}
+
+#[test]
+fn a_device_whose_driver_has_not_come_waits_for_it_elsewhere() {
+    let bench = Bench::new();
+    bench.agree();
+    bench.set_up_queue(0, 128, 0x10_0000);
+    let state = bench.transport.leave().unwrap();
+    let other = Bench::new();
+    other.transport.take_up(&state).unwrap();
+    assert!(other.log.lock().unwrap().activations.is_empty());
+    assert_eq!(other.interrupt.read().is_err(), true);
+    other.set_up_queue(1, 64, 0x20_0000);
+    other.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    let log = other.log.lock().unwrap();
+    assert_eq!(log.activations.len(), 1);
+    assert!(!log.activations[0].restored);
+}
+
+#[test]
+fn a_device_takes_up_only_what_it_can() {
+    use TransportStateError as Error;
+    let bench = Bench::new();
+    bench.start();
+    let state = bench.transport.leave().unwrap();
+    let lacking = Bench::new();
+    lacking.log.lock().unwrap().lacks = 1 << VIRTIO_RING_F_EVENT_IDX;
+    assert_eq!(
+        lacking.transport.take_up(&state),
+        Err(Error::Features {
+            device: 42,
+            missing: 1 << VIRTIO_RING_F_EVENT_IDX
+        })
+    );
+    let failing = Bench::new();
+    failing.log.lock().unwrap().fail = true;
+    assert_eq!(failing.transport.take_up(&state), Err(Error::Activate(42)));
+    // A state that says of a queue what no driver could have set up.
+    let mut json = serde_json::to_value(&state).unwrap();
+    json["queues"][0]["descriptors"] = 3.into();
+    let forged: TransportState = serde_json::from_value(json).unwrap();
+    assert_eq!(Bench::new().transport.take_up(&forged), Err(Error::Activate(42)));
+    // A device that the driver has given up is not written down.
+    let broken = Bench::new();
+    broken.start();
+    broken.write(STATUS, FAILED);
+    assert_eq!(broken.transport.leave().err(), Some(Error::Broken(42)));
 }
 
 proptest! {

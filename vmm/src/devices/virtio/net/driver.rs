@@ -10,7 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::virtio::{ActiveQueue, Interrupt};
+use crate::devices::virtio::{ActiveQueue, Interrupt, QueuePosition};
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
@@ -78,18 +78,23 @@ pub(crate) struct Driver {
     chains: Vec<Vec<u16>>,
 }
 
+fn queue(memory: &GuestMemoryMmap, base: u64, size: u16) -> Queue {
+    let mut queue = Queue::new(256).unwrap();
+    queue.set_size(size);
+    queue.set_desc_table_address(Some(base as u32), Some(0));
+    queue.set_avail_ring_address(Some(base as u32 + 0x1000), Some(0));
+    queue.set_used_ring_address(Some(base as u32 + 0x2000), Some(0));
+    queue.set_event_idx(true);
+    queue.set_ready(true);
+    assert!(queue.is_valid(memory));
+    queue
+}
+
 impl Driver {
     /// A queue of `size` (at most 256) entries, its rings in the 16 KiB at `base`, `VIRTIO_F_EVENT_IDX` on.
     pub(crate) fn new(memory: &GuestMemoryMmap, base: u64, size: u16) -> (Self, ActiveQueue) {
         assert!(size <= 256);
-        let mut queue = Queue::new(256).unwrap();
-        queue.set_size(size);
-        queue.set_desc_table_address(Some(base as u32), Some(0));
-        queue.set_avail_ring_address(Some(base as u32 + 0x1000), Some(0));
-        queue.set_used_ring_address(Some(base as u32 + 0x2000), Some(0));
-        queue.set_event_idx(true);
-        queue.set_ready(true);
-        assert!(queue.is_valid(memory));
+        let queue = queue(memory, base, size);
         memory.write_slice(&[0; 0x4000], GuestAddress(base)).unwrap();
         let kick = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let active = ActiveQueue {
@@ -107,6 +112,16 @@ impl Driver {
             chains: vec![Vec::new(); usize::from(size)],
         };
         (driver, active)
+    }
+
+    /// The queue for a device that goes on from `position`.
+    pub(crate) fn continued(&self, position: QueuePosition) -> ActiveQueue {
+        let mut queue = queue(&self.memory, self.base, self.size);
+        queue.set_next_avail(position.next_avail);
+        queue.set_next_used(position.next_used);
+        let kick = self.kick.try_clone().unwrap();
+        kick.write(1).unwrap();
+        ActiveQueue { queue, kick }
     }
 
     /// Descriptors that no offered chain uses.

@@ -371,6 +371,26 @@ fn large_segments_cross_a_tap_whole() {
         assert_eq!(frame[..2], SEGMENTATION[..2]);
         assert!(frame[10..] == to_host);
 
+        // Another device goes on: the buffers that the first had looked at and not used are there for it.
+        let positions = guest.device.stop();
+        assert_eq!(positions.len(), 2);
+        let activation = Activation {
+            memory: guest.receive.memory.clone(),
+            queues: vec![
+                guest.receive.continued(positions[0]),
+                guest.transmit.continued(positions[1]),
+            ],
+            interrupt: Arc::clone(&guest.interrupt) as _,
+            features: guest.device.features(),
+            restored: true,
+        };
+        guest.device.activate(activation).unwrap();
+        for _ in 0..2 * QUEUE {
+            let segment = tcp_segment(MAC, HOST_MAC, 100);
+            host_send(&host, &[&[0; SEGMENTATION.len()][..], &segment].concat());
+            assert!(guest.receive(IPV4)[HEADER_BYTES..].starts_with(&segment));
+        }
+
         // A driver that cannot take offloads gets plain frames after a reset.
         guest.device.stop();
         let (receive, queue) = Driver::new(&guest.receive.memory, 0x1_0000, QUEUE);

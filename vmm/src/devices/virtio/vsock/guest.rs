@@ -34,6 +34,7 @@ pub(super) struct Guest {
     pub(super) handle: VsockHandle,
     pub(super) receive: Driver,
     pub(super) transmit: Driver,
+    pub(super) event: Driver,
     pub(super) interrupt: Arc<TestInterrupt>,
     counters: Arc<Counters>,
     transmit_slot: u64,
@@ -54,11 +55,13 @@ impl Guest {
         let memory = memory();
         let (receive, _) = Driver::new(&memory, RECEIVE_RINGS, QUEUE);
         let (transmit, _) = Driver::new(&memory, TRANSMIT_RINGS, QUEUE);
+        let (event, _) = Driver::new(&memory, EVENT_RINGS, 16);
         let mut guest = Self {
             device,
             handle,
             receive,
             transmit,
+            event,
             interrupt,
             counters,
             transmit_slot: 0,
@@ -72,8 +75,8 @@ impl Guest {
         let memory = self.receive.memory.clone();
         let (receive, receive_queue) = Driver::new(&memory, RECEIVE_RINGS, QUEUE);
         let (transmit, transmit_queue) = Driver::new(&memory, TRANSMIT_RINGS, QUEUE);
-        let (_, event_queue) = Driver::new(&memory, EVENT_RINGS, 16);
-        (self.receive, self.transmit) = (receive, transmit);
+        let (event, event_queue) = Driver::new(&memory, EVENT_RINGS, 16);
+        (self.receive, self.transmit, self.event) = (receive, transmit, event);
         let activation = Activation {
             memory,
             queues: vec![receive_queue, transmit_queue, event_queue],
@@ -81,6 +84,26 @@ impl Guest {
             features: self.device.features(),
             restored: false,
         };
+        self.device.activate(activation).unwrap();
+    }
+
+    /// The device is stopped, and another one goes on where it was.
+    pub(super) fn restore(&mut self) {
+        let positions = self.device.stop();
+        let drivers = [&self.receive, &self.transmit, &self.event];
+        assert_eq!(positions.len(), drivers.len());
+        let queues = drivers.into_iter().zip(positions);
+        let activation = Activation {
+            memory: self.receive.memory.clone(),
+            queues: queues
+                .map(|(driver, position)| driver.continued(position))
+                .collect(),
+            interrupt: Arc::clone(&self.interrupt) as _,
+            features: self.device.features(),
+            restored: true,
+        };
+        let (device, handle) = Vsock::new(CID, Arc::clone(&self.counters), Worker::unconfined());
+        (self.device, self.handle) = (device, handle);
         self.device.activate(activation).unwrap();
     }
 

@@ -128,6 +128,29 @@ fn connections_end_with_the_device_and_new_ones_work() {
 }
 
 #[test]
+fn a_restored_guest_hears_that_its_connections_are_gone() {
+    const EVENT_BUFFER: u64 = 0xf_0000;
+    let mut guest = Guest::new();
+    guest.event.offer(&[(EVENT_BUFFER, 8)], true);
+    guest.event.write(EVENT_BUFFER, &[0xee; 8]);
+    let mut host = guest.connect(5000, 1024);
+    guest.send_data(5000, 1024, b"before");
+    assert_eq!(read(&mut host, 6), b"before");
+    guest.restore();
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+    let (head, len) = guest.event.wait_used(&guest.interrupt);
+    assert_eq!((head, len), (0, 4));
+    assert_eq!(guest.event.read(EVENT_BUFFER, 5), [0, 0, 0, 0, 0xee]);
+    // All queues go on: the receive buffers that were offered before are still there.
+    let mut host = guest.connect(5001, 1024);
+    guest.send_data(5001, 1024, b"after");
+    assert_eq!(read(&mut host, 5), b"after");
+    // A guest that offers nothing to hear it with is restored all the same.
+    guest.restore();
+    guest.connect(5002, 1024);
+}
+
+#[test]
 fn half_closed_directions_end_alone() {
     let mut guest = Guest::new();
     let mut host = guest.connect(5000, 1024);
