@@ -430,7 +430,7 @@ fn a_device_whose_driver_has_not_come_waits_for_it_elsewhere() {
     let other = Bench::new();
     other.transport.take_up(&state).unwrap();
     assert!(other.log.lock().unwrap().activations.is_empty());
-    assert_eq!(other.interrupt.read().is_err(), true);
+    assert!(other.interrupt.read().is_err());
     other.set_up_queue(1, 64, 0x20_0000);
     other.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     let log = other.log.lock().unwrap();
