@@ -12,7 +12,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,70 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "e2e"))
 
 import product
+from vmm import INITRD, KERNEL, TIMEOUT, Machine, Snapshot
 
 MEMORY_MIB = 256
 READY = re.compile(rb"berth-init ready (\d+)\r?\n")
 PROBE = "console=ttyS0 quiet loglevel=1 panic=-1 pci=off i8042.noaux berth.guest=1 berth.probe=1"
 IDLE = "quiet loglevel=1 panic=-1 pci=off i8042.noaux berth.guest=1"
-TIMEOUT = 180
 TRACING = Path("/sys/kernel/tracing")
-JAIL = {"uid": 2_000_065_535, "gid": 2_000_065_535}
-KERNEL, INITRD = product.GUEST / "vmlinux", product.GUEST / "initrd.cpio"
-
-
-class Machine:
-    """A berth-vmm with the descriptors that it needs; its serial port is a pipe. Booted for its time, it has the devices
-    that its peer has; idle, those that a task's machine has."""
-
-    def __init__(self, cmdline, serial, jailed=False):
-        inherited = []
-
-        def opened(path, flags):
-            inherited.append(os.open(path, flags))
-            return inherited[-1]
-
-        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.bind(str(product.SCRATCH / f"control-{time.monotonic_ns()}"))
-        self._control.listen(4)
-        inherited.append(self._control.fileno())
-        self.output, writer = os.pipe()
-        inherited.append(writer)
-        config = {
-            "version": 2,
-            "vcpus": 1,
-            "memory_mib": MEMORY_MIB,
-            "kvm_fd": opened("/dev/kvm", os.O_RDWR),
-            "start": {
-                "boot": {
-                    "kernel_fd": opened(KERNEL, os.O_RDONLY),
-                    "initrd_fd": opened(INITRD, os.O_RDONLY),
-                    "cmdline": cmdline,
-                }
-            },
-            "control_fd": self._control.fileno(),
-            "vsock": None if serial else {"guest_cid": 3},
-            "entropy": True,
-            "serial_fd": writer if serial else None,
-            "jail": JAIL if jailed else None,
-        }
-        file = os.memfd_create("config")
-        os.write(file, json.dumps(config).encode())
-        os.lseek(file, 0, os.SEEK_SET)
-        inherited.append(file)
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [product.VMM, "--config-fd", str(file)], stdin=subprocess.DEVNULL, pass_fds=inherited
-        )
-        for descriptor in inherited:
-            if descriptor != self._control.fileno():
-                os.close(descriptor)
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(timeout=TIMEOUT)
-        os.close(self.output)
-        self._control.close()
 
 
 class Qemu:

@@ -1,0 +1,139 @@
+"""A `berth-vmm` of a test's own, without a daemon: what it is handed, and its control socket."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+
+import product
+
+KERNEL, INITRD = product.GUEST / "vmlinux", product.GUEST / "initrd.cpio"
+JAIL = {"uid": 2_000_065_535, "gid": 2_000_065_535}
+TIMEOUT = 180
+
+
+class Snapshot:
+    """The files of a snapshot, in memory: the guest's memory, which a machine may share, and the state beside it."""
+
+    def __init__(self, memory_mib):
+        self.memory_mib = memory_mib
+        self.memory = os.memfd_create("guest-memory")
+        os.ftruncate(self.memory, memory_mib << 20)
+        self.state = os.memfd_create("machine-state")
+
+    def close(self):
+        os.close(self.memory)
+        os.close(self.state)
+
+
+class Machine:
+    """A machine that boots, or goes on from a snapshot. Its serial port, if it has one, is a pipe."""
+
+    def __init__(
+        self,
+        cmdline=None,
+        *,
+        restore=None,
+        shared=False,
+        snapshot=None,
+        initrd=INITRD,
+        memory_mib=256,
+        vcpus=1,
+        serial=False,
+        vsock=False,
+        jailed=False,
+    ):
+        """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
+        down, for which the memory is shared."""
+        opened, handed = [], []
+
+        def hand(descriptor):
+            handed.append(descriptor)
+            return descriptor
+
+        def open_(path, flags):
+            opened.append(os.open(path, flags))
+            return hand(opened[-1])
+
+        self._control_path = str(product.SCRATCH / f"control-{time.monotonic_ns()}")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(self._control_path)
+        self._listener.listen(4)
+        self.output, writer = os.pipe()
+        opened.append(writer)
+        if restore:
+            start = {"restore": {"state_fd": hand(restore.state)}}
+        else:
+            kernel, initrd = open_(KERNEL, os.O_RDONLY), open_(initrd, os.O_RDONLY)
+            start = {"boot": {"kernel_fd": kernel, "initrd_fd": initrd, "cmdline": cmdline}}
+        files = restore or snapshot
+        if files:
+            memory_mib = files.memory_mib
+        memory = {"fd": hand(files.memory), "shared": shared or bool(snapshot)} if files else None
+        snapshot_fd = None
+        if snapshot:
+            # The state may be where the machine starts from as well: a descriptor is handed over once.
+            opened.append(os.dup(snapshot.state))
+            snapshot_fd = hand(opened[-1])
+        config = {
+            "version": 2,
+            "vcpus": vcpus,
+            "memory_mib": memory_mib,
+            "kvm_fd": open_("/dev/kvm", os.O_RDWR),
+            "start": start,
+            "memory": memory,
+            "snapshot_fd": snapshot_fd,
+            "control_fd": hand(self._listener.fileno()),
+            "vsock": {"guest_cid": 3} if vsock else None,
+            "entropy": True,
+            "serial_fd": hand(writer) if serial else None,
+            "jail": JAIL if jailed else None,
+        }
+        opened.append(os.memfd_create("config"))
+        os.write(opened[-1], json.dumps(config).encode())
+        os.lseek(opened[-1], 0, os.SEEK_SET)
+        self._client = None
+        self.started = time.monotonic()
+        command = [product.VMM, "--config-fd", str(hand(opened[-1]))]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=handed)
+        for descriptor in opened:
+            os.close(descriptor)
+
+    def request(self, command, **fields):
+        """Asks the machine, and returns its answer, which must not be an error."""
+        if not self._client:
+            self._client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._client.settimeout(TIMEOUT)
+            self._client.connect(self._control_path)
+        self._client.send(json.dumps({"id": 1, "command": command, **fields}).encode())
+        answer = json.loads(self._client.recv(1 << 16))
+        assert answer["outcome"] != "error", answer
+        return answer
+
+    def wait_for_connection(self):
+        """Milliseconds from the start of the process until the guest's init has connected to the host."""
+        self.request("attach")
+        message, descriptors, _, _ = socket.recv_fds(self._client, 1 << 16, 4)
+        elapsed = (time.monotonic() - self.started) * 1000
+        for descriptor in descriptors:
+            os.close(descriptor)
+        assert json.loads(message)["message"] == "vsock_connection", message
+        return elapsed
+
+    def take_snapshot(self):
+        """Milliseconds that it took. The machine has ended then."""
+        start = time.monotonic()
+        self.request("snapshot")
+        elapsed = (time.monotonic() - start) * 1000
+        assert self.process.wait(timeout=TIMEOUT) == 0
+        return elapsed
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=TIMEOUT)
+        os.close(self.output)
+        self._listener.close()
+        if self._client:
+            self._client.close()
