@@ -16,5 +16,5 @@ mod state;
 mod store;
 mod task;
 
-pub use machine::UserRange;
+pub use machine::{Isolation, UserRange};
 pub use runtime::{Runtime, RuntimeConfig, RuntimeError};

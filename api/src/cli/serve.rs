@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use berth_runtime::{Runtime, RuntimeConfig, UserRange};
+use berth_runtime::{Isolation, Runtime, RuntimeConfig, UserRange};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
@@ -56,6 +56,10 @@ pub(super) struct ServeArgs {
     /// Users (and groups) that nobody else on this host is: each machine runs as one of them
     #[arg(long, value_name = "FIRST-LAST", default_value_t)]
     machine_users: UserRange,
+    /// What tasks share: `shared` starts them as clones of a template, whose memory they share until they write to it,
+    /// `strict` boots a kernel for each
+    #[arg(long, value_name = "KIND", default_value = "shared")]
+    isolation: Isolation,
     /// Begins the name of everything made on the host: network namespaces, tables, the parent cgroup
     #[arg(long, value_name = "NAME", default_value = "berth", value_parser = checked::host_prefix)]
     host_prefix: String,
@@ -100,6 +104,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         insecure_registries: BTreeSet::from_iter(args.insecure_registries),
         minimum_billed_seconds: args.minimum_billed_seconds,
         machine_users: args.machine_users,
+        isolation: args.isolation,
         host_prefix: args.host_prefix,
         stopped_task_retention: args.stopped_task_retention,
     });

@@ -5,6 +5,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+/// Bytes of the seed that a guest gets for its random number generator.
+pub const SEED_BYTES: usize = 32;
+
 /// From the host to the guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -15,7 +18,13 @@ pub enum ToGuest {
         outputs: Vec<OutputPosition>,
     },
     /// The task to run. Sent once; a guest that already has one answers with an `Error` and goes on.
-    Run { task: Box<TaskSpec> },
+    Run {
+        task: Box<TaskSpec>,
+        /// The time now, in milliseconds since the Unix epoch: a guest that was cloned believes it is earlier.
+        unix_ms: u64,
+        /// Random bytes for this guest alone, so that clones share none of theirs.
+        seed: [u8; SEED_BYTES],
+    },
     /// Everything of this stream below `offset` is stored; the guest may forget it.
     Ack {
         container: String,
@@ -120,6 +129,7 @@ pub struct TaskSpec {
 /// `eth0`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
+    pub mac: [u8; 6],
     pub address: Ipv4Addr,
     pub prefix_len: u8,
     pub gateway: Ipv4Addr,

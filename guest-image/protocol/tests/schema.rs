@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 fn to_guest() -> Vec<ToGuest> {
     vec![
         ToGuest::Hello {
-            version: 1,
+            version: PROTOCOL_VERSION,
             outputs: vec![OutputPosition {
                 container: "web".into(),
                 stream: Stream::Stdout,
@@ -26,6 +26,8 @@ fn to_guest() -> Vec<ToGuest> {
         },
         ToGuest::Run {
             task: Box::new(task()),
+            unix_ms: 1_700_000_000_000,
+            seed: std::array::from_fn(|index| index as u8),
         },
         ToGuest::Ack {
             container: "web".into(),
@@ -50,6 +52,7 @@ fn task() -> TaskSpec {
         session: "s3cret".into(),
         hostname: "ip-10-0-0-5".into(),
         network: Some(NetworkSpec {
+            mac: [2, 0, 0, 0, 0, 1],
             address: Ipv4Addr::new(10, 0, 0, 5),
             prefix_len: 24,
             gateway: Ipv4Addr::new(10, 0, 0, 1),
@@ -99,7 +102,7 @@ fn to_host() -> Vec<ToHost> {
     });
     vec![
         ToHost::Hello {
-            version: 1,
+            version: PROTOCOL_VERSION,
             init_version: "0.1.0".into(),
             ready_ms: 120,
             session: Some("s3cret".into()),

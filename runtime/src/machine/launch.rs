@@ -9,10 +9,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, NetConfig, StartConfig, VsockConfig,
+    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig, VsockConfig,
 };
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -56,7 +57,18 @@ pub(super) struct Launch {
     pub scratch: ScratchDisks,
     /// Whom the machine runs as.
     pub user: u32,
-    pub spec: MachineSpec,
+    pub start: Start,
+    pub spec: Arc<MachineSpec>,
+}
+
+/// Where a machine starts.
+pub(super) enum Start {
+    /// At its kernel's entry.
+    Boot,
+    /// The same, with its memory in a file, and to be written down.
+    Template { memory: File, state: File },
+    /// Where a template was written down.
+    Clone { memory: File, state: File },
 }
 
 /// Guest memory for a task that paid for `task_mib`.
@@ -124,6 +136,36 @@ impl Launch {
         let scratch = self
             .scratch
             .make(&self.dir.join(SCRATCH_FILE), spec.scratch_gib)?;
+        let file = |file: &File| {
+            let copy = file.try_clone();
+            copy.map_err(|error| HostError(format!("cannot hand on a template: {error}")))
+        };
+        let mut memory = None;
+        let mut snapshot_fd = None;
+        let start = match &self.start {
+            Start::Clone { memory: of, state } => {
+                memory = Some(MemoryConfig {
+                    fd: handed.take(file(of)?.into()),
+                    shared: false,
+                });
+                let state_fd = handed.take(file(state)?.into());
+                StartConfig::Restore { state_fd }
+            }
+            booting => {
+                if let Start::Template { memory: of, state } = booting {
+                    memory = Some(MemoryConfig {
+                        fd: handed.take(file(of)?.into()),
+                        shared: true,
+                    });
+                    snapshot_fd = Some(handed.take(file(state)?.into()));
+                }
+                StartConfig::Boot {
+                    kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
+                    initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
+                    cmdline: format!("{KERNEL_ARGUMENTS} {}", berth_protocol::GUEST_MARKER),
+                }
+            }
+        };
         let mut drives = Vec::new();
         for (id, path) in &spec.images {
             let fd = handed.take(open(path, false)?.into());
@@ -162,13 +204,9 @@ impl Launch {
             vcpus: u8::try_from(vcpus).map_err(|_| HostError(format!("{vcpus} vCPUs are too many")))?,
             memory_mib: guest_mib,
             kvm_fd: handed.take(open(Path::new("/dev/kvm"), true)?.into()),
-            start: StartConfig::Boot {
-                kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
-                initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
-                cmdline: format!("{KERNEL_ARGUMENTS} {}", berth_protocol::GUEST_MARKER),
-            },
-            memory: None,
-            snapshot_fd: None,
+            start,
+            memory,
+            snapshot_fd,
             control_fd: handed.take(control_socket(&self.dir.join(CONTROL_SOCKET))?),
             exit_fd: Some(handed.take(create(&self.dir.join(EXIT_FILE))?.into())),
             drives,

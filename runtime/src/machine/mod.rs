@@ -7,6 +7,8 @@ mod launch;
 mod process;
 mod running;
 mod scratch;
+mod starter;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -15,7 +17,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -28,8 +30,12 @@ use crate::runtime::PullStatus;
 use crate::task::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
 
 pub use launch::Binaries;
+use launch::Start;
 use running::RunningMachine;
 use scratch::ScratchDisks;
+use starter::Starter;
+pub use templates::Isolation;
+use templates::{Shape, Templates};
 pub use users::UserRange;
 use users::Users;
 
@@ -42,13 +48,10 @@ pub(crate) const SCRATCH_FILE: &str = "scratch.img";
 
 /// This host.
 pub struct LocalHost {
-    machines_dir: PathBuf,
-    binaries: Binaries,
-    cgroups: Cgroups,
+    starter: Starter,
+    templates: Arc<Templates>,
     network: Network,
     images: ImageStore,
-    scratch: ScratchDisks,
-    users: Users,
     /// Starting, finding and removing one machine exclude each other, even if the asker has gone away meanwhile.
     locks: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -58,6 +61,7 @@ impl LocalHost {
         data_dir: &Path,
         binaries: Binaries,
         machine_users: UserRange,
+        isolation: Isolation,
         cgroups: Cgroups,
         network: Network,
         images: ImageStore,
@@ -65,15 +69,19 @@ impl LocalHost {
         let machines_dir = data_dir.join("machines");
         std::fs::create_dir_all(&machines_dir).map_err(|error| at(&machines_dir, "make", &error))?;
         let scratch = ScratchDisks::open(&data_dir.join("scratch"))?;
-        let users = Users::open(machine_users, &machines_dir)?;
+        let users = Arc::new(Users::open(machine_users, &machines_dir)?);
+        let templates = Arc::new(Templates::open(data_dir.join("templates"), isolation)?);
         Ok(LocalHost {
-            machines_dir,
-            binaries,
-            cgroups,
+            starter: Starter {
+                machines_dir,
+                binaries,
+                cgroups,
+                scratch,
+                users,
+            },
+            templates,
             network,
             images,
-            scratch,
-            users,
             locks: Mutex::default(),
         })
     }
@@ -84,10 +92,10 @@ impl LocalHost {
 
     /// Removes every machine and cgroup that no task of `kept` owns.
     pub async fn remove_leftovers(&self, kept: &[TaskId]) -> Result<(), HostError> {
-        let mut names = self.cgroups.list().map_err(host_error)?;
-        let entries = std::fs::read_dir(&self.machines_dir);
-        for entry in entries
-            .map_err(|error| at(&self.machines_dir, "read", &error))?
+        let mut names = self.starter.cgroups.list().map_err(host_error)?;
+        let dir = &self.starter.machines_dir;
+        for entry in std::fs::read_dir(dir)
+            .map_err(|error| at(dir, "read", &error))?
             .flatten()
         {
             names.extend(entry.file_name().into_string());
@@ -103,10 +111,6 @@ impl LocalHost {
             self.remove_machine(&task).await?;
         }
         Ok(())
-    }
-
-    fn dir(&self, task: &TaskId) -> PathBuf {
-        self.machines_dir.join(task.as_str())
     }
 
     async fn lock(&self, task: &TaskId) -> tokio::sync::OwnedMutexGuard<()> {
@@ -174,25 +178,21 @@ impl Host for LocalHost {
 
     fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>> {
         Box::pin(async move {
-            let guard = self.lock(&spec.task).await;
-            let dir = self.dir(&spec.task);
-            let launch = launch::Launch {
-                dir: dir.clone(),
-                binaries: self.binaries.clone(),
-                cgroups: self.cgroups.clone(),
-                scratch: self.scratch.clone(),
-                user: self.users.take(&spec.task)?,
-                spec,
-            };
-            // Runs to its end even if the asker goes away; the lock is held until then.
-            let started = tokio::task::spawn_blocking(move || {
-                let _guard = guard;
-                launch.run()
-            });
-            let child = started
-                .await
-                .map_err(|error| HostError(format!("the start broke off: {error}")))??;
-            let machine = RunningMachine::connect(dir, Some(child)).await?;
+            // Held until the VMM is started, even if the asker goes away.
+            let guard = Arc::new(self.lock(&spec.task).await);
+            let spec = Arc::new(spec);
+            let shape = Shape::of(&spec);
+            if let Some(clone) = self.templates.clone_of(&shape, &self.starter.binaries) {
+                match self.starter.start(spec.clone(), clone, guard.clone()).await {
+                    Ok(machine) => return Ok(Arc::new(machine) as Arc<dyn Machine>),
+                    Err(error) => {
+                        tracing::warn!(task = %spec.task, %error, "a clone did not start; the machine boots instead");
+                        self.templates.give_up(&shape);
+                    }
+                }
+            }
+            let machine = self.starter.start(spec, Start::Boot, guard).await?;
+            self.templates.make_in_background(shape, &self.starter);
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         })
     }
@@ -200,7 +200,7 @@ impl Host for LocalHost {
     fn find_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<Found, HostError>> {
         Box::pin(async move {
             let _guard = self.lock(task).await;
-            let dir = self.dir(task);
+            let dir = self.starter.dir(task);
             let Some(process) = process::Process::from_pid_file(&dir.join(PID_FILE))? else {
                 let started = dir.join(PID_FILE).exists();
                 return Ok(match started {
@@ -213,7 +213,8 @@ impl Host for LocalHost {
                 // It ended while it was being looked at, or does not answer: what does not answer is not left running.
                 Err(error) => {
                     tracing::warn!(%task, %error, "a machine does not answer");
-                    self.cgroups
+                    self.starter
+                        .cgroups
                         .group(task.as_str())
                         .and_then(|group| group.kill())
                         .map_err(host_error)?;
@@ -226,20 +227,7 @@ impl Host for LocalHost {
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
         Box::pin(async move {
             let guard = self.lock(task).await;
-            self.cgroups
-                .group(task.as_str())
-                .map_err(host_error)?
-                .remove()
-                .await
-                .map_err(host_error)?;
-            let dir = self.dir(task);
-            match tokio::fs::remove_dir_all(&dir).await {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(at(&dir, "remove", &error));
-                }
-                _ => {}
-            }
-            self.users.release(task);
+            self.starter.remove(task).await?;
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             // The map's and the guard's own: nobody waits, so whoever comes next may make a new lock.
             if locks.get(task).is_some_and(|lock| Arc::strong_count(lock) == 2) {

@@ -89,6 +89,23 @@ impl RunningMachine {
         }
     }
 
+    /// Has the machine written down, which ends it.
+    pub async fn snapshot(&self) -> Result<(), HostError> {
+        let dir = self.dir.clone();
+        // On a connection of its own, which blocks: the other one is the guest's.
+        let taken = tokio::task::spawn_blocking(move || {
+            let failed = |error: ClientError| HostError(error.to_string());
+            match connect(&dir)?.request(Command::Snapshot).map_err(failed)? {
+                (Outcome::Error { error }, _) => Err(HostError(error)),
+                _ => Ok(()),
+            }
+        });
+        taken
+            .await
+            .map_err(|error| HostError(error.to_string()))
+            .flatten()
+    }
+
     /// The next connection of the guest.
     async fn next_connection(&self) -> Result<UnixStream, HostError> {
         let failed = |error: &dyn std::error::Error| {
@@ -141,12 +158,16 @@ impl Drop for RunningMachine {
     }
 }
 
-fn attach(dir: &Path) -> Result<Client, HostError> {
-    let failed = |error: ClientError| HostError(error.to_string());
+fn connect(dir: &Path) -> Result<Client, HostError> {
     // A socket's path may have 107 bytes only; through the directory's descriptor it is always short.
     let parent = fs::File::open(dir).map_err(|error| at(dir, "open", &error))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL_SOCKET}", parent.as_raw_fd()));
-    let client = Client::connect(&path, CONTROL_TIMEOUT).map_err(failed)?;
+    Client::connect(&path, CONTROL_TIMEOUT).map_err(|error| HostError(error.to_string()))
+}
+
+fn attach(dir: &Path) -> Result<Client, HostError> {
+    let failed = |error: ClientError| HostError(error.to_string());
+    let client = connect(dir)?;
     match client.request(Command::Attach).map_err(failed)? {
         (Outcome::Error { error }, _) => {
             return Err(HostError(format!(
@@ -207,6 +228,7 @@ pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
         ExitReason::Reset => "the guest kernel panicked or was reset",
         ExitReason::TripleFault => "the guest kernel crashed (triple fault)",
         ExitReason::Stopped => "the machine was stopped",
+        ExitReason::Snapshot => "the machine was written down",
         ExitReason::Error => "the machine failed",
     };
     let detail = report

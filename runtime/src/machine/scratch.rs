@@ -13,6 +13,8 @@ use nix::unistd::{Whence, lseek};
 use super::at;
 use crate::task::host::HostError;
 
+const SECTOR_BYTES: u64 = 512;
+
 /// The formatted images that are copied.
 #[derive(Clone, Debug)]
 pub struct ScratchDisks {
@@ -29,10 +31,8 @@ impl ScratchDisks {
         })
     }
 
-    /// A new empty disk of so many GiB at `path`.
+    /// A new empty disk of so many GiB at `path`. None at all is the least disk there can be, for a machine without a task.
     pub fn make(&self, path: &Path, gib: u32) -> Result<File, HostError> {
-        let formatted = self.formatted(gib)?;
-        let source = File::open(&formatted).map_err(|error| at(&formatted, "open", &error))?;
         let options = OpenOptions::new()
             .read(true)
             .write(true)
@@ -40,6 +40,14 @@ impl ScratchDisks {
             .mode(0o600)
             .open(path);
         let target = options.map_err(|error| at(path, "make", &error))?;
+        if gib == 0 {
+            target
+                .set_len(SECTOR_BYTES)
+                .map_err(|error| at(path, "size", &error))?;
+            return Ok(target);
+        }
+        let formatted = self.formatted(gib)?;
+        let source = File::open(&formatted).map_err(|error| at(&formatted, "open", &error))?;
         copy_sparse(&source, &target).map_err(|error| at(path, "write", &error))?;
         Ok(target)
     }

@@ -34,6 +34,7 @@ pub use self::{
     error::NetworkError,
     nft::NftError,
     spec::{EniSpec, MacAddr, Peer, Protocol, Rule, SecurityGroupSpec, SubnetSpec, VpcSpec},
+    tap::template_tap,
 };
 use self::{
     host::Host, link::Links, names::Prefix, namespace::Namespace, nft::NftSocket, policy::VpcPolicy, vpc::Vpc,

@@ -46,6 +46,12 @@ pub(super) fn create(name: &str) -> Result<OwnedFd, NetworkError> {
     Ok(file.into())
 }
 
+/// A tap that leads nowhere, for a machine that is not a task's.
+pub fn template_tap() -> Result<OwnedFd, NetworkError> {
+    // The kernel puts a number there.
+    create("berth-none%d")
+}
+
 /// Whether taps can be had at all.
 pub(super) fn probe() -> Result<(), NetworkError> {
     open().map(drop)

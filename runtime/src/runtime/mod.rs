@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::logs::LogError;
-use crate::machine::UserRange;
+use crate::machine::{Isolation, UserRange};
 use crate::metering::{PriceError, PriceList};
 use crate::model::Tag;
 use crate::model::definition::DefinitionId;
@@ -45,6 +45,8 @@ pub struct RuntimeConfig {
     pub minimum_billed_seconds: u64,
     /// Whom machines run as.
     pub machine_users: UserRange,
+    /// What tasks share with each other.
+    pub isolation: Isolation,
     /// Prefix of everything made on the host (network namespaces, links, tables) and name of the parent cgroup.
     pub host_prefix: String,
     /// How long a stopped task can still be described.

@@ -74,6 +74,7 @@ impl Runtime {
             dir,
             binaries,
             config.machine_users,
+            config.isolation,
             cgroups,
             network,
             images.map_err(chain)?,

@@ -2,7 +2,7 @@
 
 pub mod host;
 pub(crate) mod lifecycle;
-mod session;
+pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub(crate) mod spec;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::host::{GuestStream, Machine};
+use super::host::{GuestStream, HostError, Machine};
 use super::lifecycle::Event;
 use crate::clock::Clock;
 use crate::logs::OutputWriter;
@@ -211,6 +211,8 @@ impl Worker {
                 stream,
                 &ToGuest::Run {
                     task: Box::new(self.task.clone()),
+                    unix_ms: self.clock.now().0,
+                    seed: rand::random(),
                 },
             )
             .await?;
@@ -456,6 +458,20 @@ impl Worker {
             }
         }
         self.ended.send_replace(true);
+    }
+}
+
+/// Waits until the guest's init has said hello, which it does when it is ready for a task.
+pub(crate) async fn wait_for_hello(machine: &impl Machine) -> Result<(), HostError> {
+    let mut stream = machine.accept().await?;
+    let (mut decoder, mut buffer) = (Decoder::new(), vec![0; READ_BYTES]);
+    let hello = tokio::select! {
+        hello = read_hello(stream.as_mut(), &mut decoder, &mut buffer) => hello,
+        end = machine.ended() => return Err(HostError(end.reason)),
+    };
+    match hello.map_err(|error| HostError(error.to_string()))? {
+        ToHost::Hello { version, .. } if version == berth_protocol::PROTOCOL_VERSION => Ok(()),
+        _ => Err(HostError("the guest's first words are not its hello".to_owned())),
     }
 }
 

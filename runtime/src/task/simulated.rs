@@ -262,7 +262,7 @@ impl Guest {
                             self.send_output(&mut stream).await?;
                         }
                     }
-                    ToGuest::Run { task } => {
+                    ToGuest::Run { task, .. } => {
                         self.container = Some(task.containers[0].name.clone());
                         self.session = Some(task.session.clone());
                         self.change(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::host::PulledImage;
 use crate::model::definition::{ContainerDefinition, DefinitionSpec};
 use crate::model::task::{ContainerOverride, Task};
+use crate::network::{MacAddr, NetworkError};
 
 /// Serial number of the writable drive.
 pub const SCRATCH_DRIVE: &str = "scratch";
@@ -61,12 +62,15 @@ pub fn task_spec(
             container_spec(index, container, chosen, image)
         })
         .collect::<Result<Vec<_>, _>>()?;
+    let mac = task.eni.mac.parse().map(MacAddr::octets);
+    let mac = mac.map_err(|error: NetworkError| error.to_string())?;
     let hostname = format!("ip-{}", task.eni.address.to_string().replace('.', "-"));
     Ok(TaskSpec {
         task_id: task.id.to_string(),
         session: prepared.session.clone(),
         hostname,
         network: Some(NetworkSpec {
+            mac,
             address: task.eni.address,
             prefix_len: network.subnet.prefix_len(),
             gateway: network.subnet.hosts().next().unwrap_or(network.subnet.addr()),

@@ -150,6 +150,7 @@ mod tests {
     #[test]
     fn network_files_tell_name_address_and_resolvers() {
         let network = NetworkSpec {
+            mac: [2, 0, 0, 0, 0, 1],
             address: Ipv4Addr::new(10, 0, 0, 5),
             prefix_len: 24,
             gateway: Ipv4Addr::new(10, 0, 0, 1),

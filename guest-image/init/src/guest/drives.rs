@@ -1,8 +1,10 @@
 //! The machine's drives: found by serial number, mounted once each.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
@@ -13,12 +15,18 @@ const IMAGES: &str = "/run/berth/images";
 /// A serial number is at most 20 bytes (virtio 1.3, 5.2.6, `VIRTIO_BLK_T_GET_ID`).
 const MAX_SERIAL_BYTES: usize = 20;
 
+/// What a drive without a disk has, so that there is something to drive.
+const PLACEHOLDER_SECTORS: u64 = 1;
+const DISK_TIMEOUT: Duration = Duration::from_secs(10);
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriveError {
     #[error("drive serial {0:?} is not 1 to {MAX_SERIAL_BYTES} letters, digits, dots, dashes or underscores")]
     Serial(String),
     #[error("there is no drive with the serial {0:?}")]
     Missing(String),
+    #[error("there is still no disk in the drive {0:?}")]
+    NoDisk(String),
     #[error("cannot list the drives: {0}")]
     List(io::Error),
     #[error("cannot make {path}: {source}")]
@@ -68,7 +76,10 @@ fn attach(
     flags: MsFlags,
     options: &str,
 ) -> Result<(), DriveError> {
-    let device = find(Path::new("/sys/block"), serial)?;
+    let sys_block = Path::new("/sys/block");
+    let name = find(sys_block, serial)?;
+    wait_for_disk(&sys_block.join(&name), serial)?;
+    let device = Path::new("/dev").join(name);
     fs::create_dir_all(target).map_err(|source| DriveError::Directory {
         path: target.to_owned(),
         source,
@@ -85,7 +96,29 @@ fn attach(
     })
 }
 
-fn find(sys_block: &Path, serial: &str) -> Result<PathBuf, DriveError> {
+/// In a guest that was cloned, each drive was a disk of [`PLACEHOLDER_SECTORS`] before; its driver hears that it has
+/// grown, and takes a moment.
+fn wait_for_disk(drive: &Path, serial: &str) -> Result<(), DriveError> {
+    let size = drive.join("size");
+    let until = Instant::now() + DISK_TIMEOUT;
+    loop {
+        let text = fs::read_to_string(&size).unwrap_or_default();
+        if text
+            .trim_end()
+            .parse()
+            .is_ok_and(|sectors: u64| sectors > PLACEHOLDER_SECTORS)
+        {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            return Err(DriveError::NoDisk(serial.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The name of a drive among the block devices.
+fn find(sys_block: &Path, serial: &str) -> Result<OsString, DriveError> {
     for entry in fs::read_dir(sys_block).map_err(DriveError::List)? {
         let name = entry.map_err(DriveError::List)?.file_name();
         if !name.to_string_lossy().starts_with("vd") {
@@ -93,7 +126,7 @@ fn find(sys_block: &Path, serial: &str) -> Result<PathBuf, DriveError> {
         }
         let found = fs::read_to_string(sys_block.join(&name).join("serial")).unwrap_or_default();
         if found.trim_end_matches(['\0', '\n']) == serial {
-            return Ok(Path::new("/dev").join(name));
+            return Ok(name);
         }
     }
     Err(DriveError::Missing(serial.to_owned()))
@@ -110,10 +143,24 @@ mod tests {
             fs::create_dir(sys.path().join(name)).unwrap();
             fs::write(sys.path().join(name).join("serial"), serial).unwrap();
         }
-        assert_eq!(find(sys.path(), "scratch").unwrap(), Path::new("/dev/vdb"));
-        assert_eq!(find(sys.path(), "image0").unwrap(), Path::new("/dev/vda"));
+        assert_eq!(find(sys.path(), "scratch").unwrap(), "vdb");
+        assert_eq!(find(sys.path(), "image0").unwrap(), "vda");
         assert!(matches!(find(sys.path(), "image1"), Err(DriveError::Missing(_))));
         assert!(matches!(find(sys.path(), "image"), Err(DriveError::Missing(_))));
+    }
+
+    #[test]
+    fn a_drive_is_waited_for_until_it_has_its_disk() {
+        let drive = tempfile::tempdir().unwrap();
+        let size = drive.path().join("size");
+        fs::write(&size, "1\n").unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait_for_disk(drive.path(), "scratch"));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!waiting.is_finished());
+            fs::write(&size, "2048\n").unwrap();
+            assert!(waiting.join().unwrap().is_ok());
+        });
     }
 
     #[test]

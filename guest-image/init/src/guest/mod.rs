@@ -8,3 +8,4 @@ pub(crate) mod drives;
 pub(crate) mod early;
 pub(crate) mod network;
 pub(crate) mod power;
+pub(crate) mod random;

@@ -45,10 +45,11 @@ pub(crate) fn raise_loopback() -> Result<(), NetworkError> {
     Interface::open("lo")?.raise()
 }
 
-/// Gives the first interface beside `lo` its address, MTU and default route.
+/// Gives the first interface beside `lo` its addresses, MTU and default route.
 pub(crate) fn configure(spec: &NetworkSpec) -> Result<(), NetworkError> {
     let mask = netmask(spec.prefix_len)?;
     let interface = Interface::open(&first_interface()?)?;
+    interface.set_mac(spec.mac)?;
     interface.set_mtu(spec.mtu)?;
     interface.set_address("address", libc::SIOCSIFADDR, spec.address)?;
     interface.set_address("netmask", libc::SIOCSIFNETMASK, mask)?;
@@ -129,6 +130,14 @@ impl Interface {
         let mut value = [0; 24];
         value[..2].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_ne_bytes());
         self.set("flags", libc::SIOCSIFFLAGS, value)
+    }
+
+    /// The device of a guest that was cloned has another address than the one its driver found once.
+    fn set_mac(&self, mac: [u8; 6]) -> Result<(), NetworkError> {
+        let mut value = [0; 24];
+        value[..2].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
+        value[2..8].copy_from_slice(&mac);
+        self.set("hardware address", libc::SIOCSIFHWADDR, value)
     }
 
     fn set_mtu(&self, mtu: u16) -> Result<(), NetworkError> {

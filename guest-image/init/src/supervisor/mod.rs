@@ -14,8 +14,7 @@ use berth_protocol::{MAX_OUTPUT_BYTES, PROTOCOL_VERSION};
 use nix::errno::Errno;
 
 use crate::container::{start, stop_signal};
-use crate::guest::clock::uptime_ms;
-use crate::guest::{cgroup, early, power};
+use crate::guest::{cgroup, clock, early, power, random};
 use crate::supervisor::container::Container;
 use crate::supervisor::events::{Event, Events};
 use crate::supervisor::host::{Link, LinkError};
@@ -73,7 +72,7 @@ fn prepare() -> Result<Supervisor, SupervisorError> {
         link: Link::new(),
         greeted: false,
         session: None,
-        ready_ms: uptime_ms(),
+        ready_ms: clock::uptime_ms(),
         containers: Vec::new(),
         next_sender: 0,
         powering_off: false,
@@ -201,7 +200,15 @@ impl Supervisor {
             ToGuest::Hello { version, .. } => return Err(ConversationError::Version(version)),
             _ if !self.greeted => return Err(ConversationError::NoHello),
             ToGuest::Run { .. } if self.session.is_some() => self.complain("there is a task already")?,
-            ToGuest::Run { task } => self.run_task(&task)?,
+            ToGuest::Run { task, unix_ms, seed } => {
+                let made = clock::set_unix_ms(unix_ms)
+                    .map_err(|error| error.to_string())
+                    .and_then(|()| random::reseed(&seed).map_err(|error| error.to_string()));
+                match made {
+                    Ok(()) => self.run_task(&task)?,
+                    Err(error) => self.complain(&format!("the task is refused: {error}"))?,
+                }
+            }
             ToGuest::Ack {
                 container,
                 stream,

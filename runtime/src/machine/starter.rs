@@ -1,0 +1,74 @@
+//! Starting machines and removing them, whoever they are for: tasks, or the templates that tasks start from.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::launch::{self, Binaries, Start};
+use super::running::RunningMachine;
+use super::scratch::ScratchDisks;
+use super::users::Users;
+use super::{at, host_error};
+use crate::cgroup::Cgroups;
+use crate::model::task::TaskId;
+use crate::task::host::{HostError, MachineSpec};
+
+/// What machines are made with.
+#[derive(Clone)]
+pub(super) struct Starter {
+    pub machines_dir: PathBuf,
+    pub binaries: Binaries,
+    pub cgroups: Cgroups,
+    pub scratch: ScratchDisks,
+    pub users: Arc<Users>,
+}
+
+impl Starter {
+    pub fn dir(&self, task: &TaskId) -> PathBuf {
+        self.machines_dir.join(task.as_str())
+    }
+
+    /// A machine that runs, attached to. `held` is kept until the VMM is started, even if the asker goes away.
+    pub async fn start(
+        &self,
+        spec: Arc<MachineSpec>,
+        start: Start,
+        held: impl Send + 'static,
+    ) -> Result<RunningMachine, HostError> {
+        let dir = self.dir(&spec.task);
+        let launch = launch::Launch {
+            dir: dir.clone(),
+            binaries: self.binaries.clone(),
+            cgroups: self.cgroups.clone(),
+            scratch: self.scratch.clone(),
+            user: self.users.take(&spec.task)?,
+            start,
+            spec,
+        };
+        let started = tokio::task::spawn_blocking(move || {
+            let _held = held;
+            launch.run()
+        });
+        let child = started
+            .await
+            .map_err(|error| HostError(format!("the start broke off: {error}")))??;
+        RunningMachine::connect(dir, Some(child)).await
+    }
+
+    /// Ends the machine if it runs and removes everything of it.
+    pub async fn remove(&self, task: &TaskId) -> Result<(), HostError> {
+        self.cgroups
+            .group(task.as_str())
+            .map_err(host_error)?
+            .remove()
+            .await
+            .map_err(host_error)?;
+        let dir = self.dir(task);
+        match tokio::fs::remove_dir_all(&dir).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&dir, "remove", &error)),
+            _ => {}
+        }
+        self.users.release(task);
+        Ok(())
+    }
+}
