@@ -15,6 +15,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def exits_per_boot(rounds):
 
 def resident_outside_guest():
     """MiB of an idle machine that are not the guest's memory: all, and the anonymous part."""
-    machine = Machine(IDLE, serial=False, jailed=True)
+    machine = Machine(IDLE, vsock=True, jailed=True)
     try:
         time.sleep(8)
         resident = anonymous = 0
@@ -166,24 +167,77 @@ def resident_outside_guest():
         machine.close()
 
 
-def run_task_to_output(rounds):
-    """Milliseconds from RunTask to the container's first output, the image being there, the machine cold."""
+# Memory of the machines that are written down, in MiB.
+SNAPSHOTS = [128, MEMORY_MIB, 2048]
+
+
+def snapshots():
+    """Idle machines written down, each where its init waits for a task, and the milliseconds that it took."""
+    taken = {}
+    for memory_mib in SNAPSHOTS:
+        write_over_old_guests()
+        files = Snapshot(memory_mib)
+        machine = Machine(IDLE, snapshot=files, vsock=True, jailed=True)
+        try:
+            machine.wait_for_connection()
+            time.sleep(1)
+            taken[memory_mib] = files, machine.take_snapshot()
+        finally:
+            machine.close()
+        say(f"snapshot of an idle machine of {memory_mib} MiB: {taken[memory_mib][1]:.0f} ms")
+    return taken
+
+
+def restore(files):
+    """Milliseconds from the start of the process to the restored guest's first words to the host."""
+    machine = Machine(restore=files, vsock=True, jailed=True)
+    try:
+        return machine.wait_for_connection()
+    finally:
+        machine.close()
+
+
+def resident(process, what):
+    """MiB of a process by the kernel's own account (smaps_rollup): `Pss`, `Rss`, `Anonymous`."""
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    return int(re.search(rf"(?m)^{what}:\s+(\d+) kB", rollup)[1]) / 1024
+
+
+def shared_among(files, count):
+    """Proportional share of memory of each of `count` idle clones of one snapshot, in MiB."""
+    machines = [Machine(restore=files, vsock=True, jailed=True) for _ in range(count)]
+    try:
+        for machine in machines:
+            machine.wait_for_connection()
+        time.sleep(5)
+        return statistics.mean(resident(machine.process, "Pss") for machine in machines)
+    finally:
+        for machine in machines:
+            machine.close()
+
+
+def run_task_to_output(rounds, *options):
+    """Milliseconds from RunTask to the container's first output, the image being there, by a daemon with these options."""
     import images
     from daemon import Daemon
     from registry import Registry
     from tasks import Tasks
 
     registry = Registry().start()
-    daemon = Daemon(product.SCRATCH / "data", [registry.host]).start()
+    data = Path(tempfile.mkdtemp(dir=product.SCRATCH))
+    daemon = Daemon(data / "data", [registry.host], options).start()
     try:
-        folder = product.SCRATCH / "image"
+        folder = data / "image"
         images.write_layout(folder, [images.busybox_layer()], {"Cmd": ["sh"]})
         registry.push(folder, "busybox")
         subnets = daemon.wire.berth("DescribeNetworks")["subnets"]
         tasks = Tasks(daemon, {"subnets": [subnets[0]["subnetId"]]})
         definition = tasks.define(f"{registry.host}/busybox:latest", "echo first")
         times = []
-        for _ in range(rounds + 1):
+        for number in range(rounds + 1):
+            if number == 1 and not options:
+                # The first has pulled the image, and has set off the making of a template.
+                daemon.wait_for_template()
             write_over_old_guests()
             start = time.monotonic()
             task = tasks.run(definition)
@@ -191,7 +245,6 @@ def run_task_to_output(rounds):
             times.append((time.monotonic() - start) * 1000)
             say(f"RunTask to the first output: {times[-1]:.0f} ms")
             tasks.wait(task, "STOPPED")
-        # The first pulls the image.
         return times[1:]
     finally:
         daemon.stop()
@@ -224,7 +277,17 @@ def main():
     uncached, uncached_qemu = times["berth", False], times["qemu", False]
     total, user = exits_per_boot(3)
     resident, anonymous = resident_outside_guest()
-    first_output = statistics.median(run_task_to_output(3))
+    taken = snapshots()
+    restored = {memory_mib: [] for memory_mib in SNAPSHOTS}
+    for number in range(options.rounds):
+        for memory_mib, (files, _) in taken.items():
+            restored[memory_mib].append(restore(files))
+            say(f"restore {number + 1} of {options.rounds}, {memory_mib} MiB: {restored[memory_mib][-1]:.0f} ms")
+    restored = {memory_mib: statistics.median(times) for memory_mib, times in restored.items()}
+    idle = taken[MEMORY_MIB][0]
+    alone, of_ten = shared_among(idle, 1), shared_among(idle, 10)
+    cold_output = statistics.median(run_task_to_output(options.rounds, "--isolation", "strict"))
+    clone_output = statistics.median(run_task_to_output(options.rounds))
     rows = [
         ("cold_boot_vs_qemu", cold / qemu, "ratio"),
         ("cold_boot_vs_qemu_minimal", cold / minimal, "ratio"),
@@ -242,8 +305,16 @@ def main():
         ("kvm_exits_to_user_per_boot", user, "exits"),
         ("vmm_rss_outside_guest_mib", resident, "MiB"),
         ("vmm_rss_anonymous_mib", anonymous, "MiB"),
-        ("run_task_to_first_output_ms", first_output, "ms"),
-        ("run_task_to_first_output_vs_qemu_boot", first_output / qemu, "ratio"),
+        ("restore_vs_cold_boot", restored[MEMORY_MIB] / cold, "ratio"),
+        *((f"restore_{memory_mib}_mib_ms", took, "ms") for memory_mib, took in restored.items()),
+        ("restore_2048_vs_128_mib", restored[2048] / restored[128], "ratio"),
+        *((f"snapshot_{memory_mib}_mib_ms", took, "ms") for memory_mib, (_, took) in taken.items()),
+        ("clone_pss_mib", alone, "MiB"),
+        ("clone_pss_of_ten_mib", of_ten, "MiB"),
+        ("run_task_to_first_output_ms", cold_output, "ms"),
+        ("template_start_ms", clone_output, "ms"),
+        ("template_start_vs_cold_start", clone_output / cold_output, "ratio"),
+        ("run_task_to_first_output_vs_qemu_boot", cold_output / qemu, "ratio"),
     ]
     rows = [{"name": name, "value": round(value, 3), "unit": unit} for name, value, unit in rows]
     for row in rows:

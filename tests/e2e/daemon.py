@@ -4,6 +4,7 @@ import configparser
 import functools
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ class Daemon:
         self.arguments += [f"--insecure-registry={registry}" for registry in insecure_registries]
         self.arguments += list(arguments)
         self.exports = ""
+        self._log_start = 0
 
     # Life.
 
@@ -46,6 +48,7 @@ class Daemon:
         """Starts it and returns once it says that it listens."""
         environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", "info"), "RUST_BACKTRACE": "1"}
         with open(self.log, "ab") as log:
+            self._log_start = log.tell()
             self.process = subprocess.Popen(
                 [product.BERTH, "serve", *self.arguments],
                 stdin=subprocess.DEVNULL,
@@ -90,6 +93,19 @@ class Daemon:
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def wait_for_template(self, shape=""):
+        """Returns once tasks of a shape, whose name begins like this, start as clones of this daemon's template; one must
+        have been started."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self._says(f'a template is ready template="{shape}'):
+            assert time.monotonic() < deadline, f"no template:\n{self.tail()}"
+            time.sleep(0.2)
+
+    def _says(self, text):
+        """Whether the log has this text since the last start, colours aside."""
+        said = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        return text in re.sub(r"\x1b\[[0-9;]*m", "", said)
 
     # Clients.
 
