@@ -98,14 +98,14 @@ class Daemon:
         """Returns once tasks of a shape, whose name begins like this, start as clones of this daemon's template; one must
         have been started."""
         deadline = time.monotonic() + START_SECONDS
-        while not self._says(f'a template is ready template="{shape}'):
+        while f'a template is ready template="{shape}' not in self.said():
             assert time.monotonic() < deadline, f"no template:\n{self.tail()}"
             time.sleep(0.2)
 
-    def _says(self, text):
-        """Whether the log has this text since the last start, colours aside."""
-        said = self.log.read_bytes()[self._log_start :].decode(errors="replace")
-        return text in re.sub(r"\x1b\[[0-9;]*m", "", said)
+    def said(self):
+        """Its log since the last start, without colours."""
+        text = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
     # Clients.
 

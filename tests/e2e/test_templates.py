@@ -89,4 +89,4 @@ def test_a_task_boots_where_its_clone_cannot_start(images, daemon_with, daemon, 
         assert not is_clone(task)
         tasks.stop(task)
     # It is not tried again.
-    assert daemon.log.read_text(errors="replace").count("a clone did not start") == 1
+    assert daemon.said().count("a clone did not start") == 1
