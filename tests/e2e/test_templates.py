@@ -11,10 +11,10 @@ SAYS = (
     "date +%s; cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /sys/class/net/eth0/address;"
     "df -k / | tail -1; ping -c 1 -W 10 $(ip route | awk '/default/ {print $3}') >/dev/null && echo reached; sleep 3600"
 )
-CLONES = 4
+CLONES = 3
 # A size of these tests' own, whose template no other test made.
-SIZE = {"cpu": "512", "memory": "3072", "stopTimeout": 2}
-SHAPE = "1x3072-"
+SIZE = {"cpu": "512", "memory": "1024", "stopTimeout": 2}
+SHAPE = "1x1024-"
 
 
 def is_clone(task):
