@@ -131,6 +131,7 @@ impl Launch {
                 id: id.clone(),
                 fd,
                 read_only: true,
+                limits: None,
             });
         }
         let fd = handed.take(scratch.into());
@@ -138,6 +139,7 @@ impl Launch {
             id: SCRATCH_DRIVE.to_owned(),
             fd,
             read_only: false,
+            limits: None,
         });
         let mac: MacAddr = spec
             .mac
@@ -152,6 +154,8 @@ impl Launch {
                     tap_fd: handed.take(tap),
                     mac: mac.octets(),
                     mtu: Some(spec.mtu),
+                    rx_limits: None,
+                    tx_limits: None,
                 }]
             }
             None => Vec::new(),
@@ -175,7 +179,9 @@ impl Launch {
             nets,
             vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
             entropy: true,
+            entropy_limits: None,
             serial_fd: None,
+            serial_limits: None,
             jail: Some(JailConfig {
                 uid: self.user,
                 gid: self.user,
