@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::devices::virtio::net::driver::{Driver, INDIRECT, NEXT, TestInterrupt, WRITE, memory};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
 use crate::metrics::Counters;
@@ -50,6 +51,7 @@ impl Bench {
             "disk0",
             read_only,
             counters.clone(),
+            Throttle::open(),
             Worker::unconfined(),
         )
         .unwrap();
@@ -407,7 +409,14 @@ fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
 fn a_file_without_a_sector_is_no_disk() {
     let file = tempfile::tempfile().unwrap();
     assert!(matches!(
-        Block::new(file, "x", true, Arc::default(), Worker::unconfined()),
+        Block::new(
+            file,
+            "x",
+            true,
+            Arc::default(),
+            Throttle::open(),
+            Worker::unconfined()
+        ),
         Err(DiskError::Empty(_))
     ));
 }

@@ -10,7 +10,7 @@ mod service;
 mod tap;
 mod tx;
 
-pub use device::Net;
+pub use device::{Net, NetThrottles};
 
 /// Size of each queue.
 const QUEUE_SIZE: u16 = 256;

@@ -6,7 +6,7 @@ use crate::devices::virtio::net::driver::{Driver, TestInterrupt, memory};
 
 fn start() -> (Rng, Driver, Arc<TestInterrupt>, Arc<Counters>) {
     let counters = Arc::new(Counters::default());
-    let mut rng = Rng::new(counters.clone(), Worker::unconfined());
+    let mut rng = Rng::new(counters.clone(), Throttle::open(), Worker::unconfined());
     let memory = memory();
     let (driver, queue) = Driver::new(&memory, 0x10_0000, 64);
     let interrupt = Arc::new(TestInterrupt::default());
