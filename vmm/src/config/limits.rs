@@ -30,6 +30,24 @@ pub struct LimitsConfig {
 pub struct LimitsError(pub &'static str, pub &'static str);
 
 impl LimitsConfig {
+    /// A limit of bytes alone, for tests.
+    #[cfg(test)]
+    pub(crate) const fn bytes(per_second: u64, burst: u64) -> Self {
+        Self {
+            bytes: Some(RateConfig { per_second, burst }),
+            ops: None,
+        }
+    }
+
+    /// A limit of operations alone, for tests.
+    #[cfg(test)]
+    pub(crate) const fn ops(per_second: u64, burst: u64) -> Self {
+        Self {
+            bytes: None,
+            ops: Some(RateConfig { per_second, burst }),
+        }
+    }
+
     /// Checks every value.
     pub fn validate(&self) -> Result<(), LimitsError> {
         let rates = [

@@ -252,6 +252,62 @@ mod tests {
     }
 
     #[test]
+    fn lines_beyond_the_limits_are_dropped_and_counted() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let counters = Arc::new(Counters::default());
+        // Two lines of 100 bytes, and the next after 100 seconds.
+        let limits = Some(LimitsConfig::bytes(1, 200));
+        let port = SerialPort::new(writer, limits, counters.clone(), interrupt, None).unwrap();
+        let say = |letter: u8| {
+            for _ in 0..99 {
+                port.write(0, &[letter]);
+            }
+            port.write(0, b"\n");
+        };
+        for letter in b"abcde" {
+            say(*letter);
+        }
+        assert_eq!(counters.snapshot().serial_throttled_bytes, 300);
+        port.set_limits(None);
+        say(b'f');
+        port.set_limits(Some(LimitsConfig::ops(1, 1)));
+        say(b'g');
+        drop(port);
+        let mut said = String::new();
+        std::fs::File::from(reader).read_to_string(&mut said).unwrap();
+        let first: String = said.lines().filter_map(|line| line.chars().next()).collect();
+        assert_eq!(first, "abfg");
+        assert_eq!(said.len(), 400);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_charged() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let full: usize = std::iter::from_fn(|| {
+            let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+            (poll(&mut fds, PollTimeout::ZERO) == Ok(1))
+                .then(|| nix::unistd::write(&writer, &[0; 4096]).unwrap())
+        })
+        .sum();
+        let limits = Some(LimitsConfig::bytes(1, 4));
+        let port = SerialPort::new(writer, limits, Arc::default(), interrupt, None).unwrap();
+        for byte in b"abc\nabc\n" {
+            port.write(0, &[*byte]);
+        }
+        let mut reader = std::fs::File::from(reader);
+        reader.read_exact(&mut vec![0; full]).unwrap();
+        for byte in b"xyz\n" {
+            port.write(0, &[*byte]);
+        }
+        drop(port);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "xyz\n");
+    }
+
+    #[test]
     fn the_line_is_always_ready_and_wide_accesses_are_harmless() {
         let (port, _reader) = port();
         let mut status = [0; 4];

@@ -26,7 +26,7 @@ pub(super) enum SetLimitsError {
     Limits(#[from] LimitsError),
     #[error("the machine has no drive {0:?}")]
     NoDrive(String),
-    #[error("the machine has {there} network devices, counted from 0, and no number {index}")]
+    #[error("the machine has no network device {index}: it has {there}, counted from 0")]
     NoNet { index: usize, there: usize },
     #[error("the machine has no entropy device")]
     NoEntropy,
@@ -95,5 +95,69 @@ impl DeviceLimits {
     fn net(&self, index: usize) -> Result<&NetThrottles, SetLimitsError> {
         let there = self.nets.len();
         self.nets.get(index).ok_or(SetLimitsError::NoNet { index, there })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_net_and_no_more() -> DeviceLimits {
+        DeviceLimits {
+            drives: vec![("root".into(), Throttle::open())],
+            nets: vec![NetThrottles {
+                receive: Throttle::open(),
+                transmit: Throttle::open(),
+            }],
+            entropy: None,
+        }
+    }
+
+    #[test]
+    fn each_device_has_its_own_limits() {
+        let limits = one_net_and_no_more();
+        let set = |device, ops| limits.set(&device, ops, None);
+        let one = Some(LimitsConfig::ops(1, 1));
+        let throttles = [
+            (LimitedDevice::Drive("root".into()), &limits.drives[0].1),
+            (LimitedDevice::NetRx(0), &limits.nets[0].receive),
+            (LimitedDevice::NetTx(0), &limits.nets[0].transmit),
+        ];
+        for (device, throttle) in throttles {
+            set(device.clone(), one).unwrap();
+            throttle.charge(1_000_000, 0);
+            let refused = |throttle: &Arc<Throttle>| !throttle.allows(0);
+            let all = [
+                &limits.drives[0].1,
+                &limits.nets[0].receive,
+                &limits.nets[0].transmit,
+            ];
+            assert_eq!(all.into_iter().filter(|throttle| refused(throttle)).count(), 1);
+            assert!(refused(throttle));
+            set(device, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let limits = one_net_and_no_more();
+        let said = |device| limits.set(&device, None, None).unwrap_err().to_string();
+        assert_eq!(
+            said(LimitedDevice::Drive("other".into())),
+            "the machine has no drive \"other\""
+        );
+        for device in [LimitedDevice::NetRx(1), LimitedDevice::NetTx(1)] {
+            assert_eq!(
+                said(device),
+                "the machine has no network device 1: it has 1, counted from 0"
+            );
+        }
+        assert_eq!(said(LimitedDevice::Entropy), "the machine has no entropy device");
+        assert_eq!(said(LimitedDevice::Serial), "the machine has no serial port");
+        let nothing = limits.set(&LimitedDevice::NetRx(0), Some(LimitsConfig::bytes(0, 1)), None);
+        assert_eq!(
+            nothing.unwrap_err().to_string(),
+            "the limits cannot be set: bytes.per_second is 0, not 1 or more; no limit is said by leaving bytes out"
+        );
     }
 }

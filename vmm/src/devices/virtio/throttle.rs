@@ -64,6 +64,16 @@ impl Throttle {
         Arc::new(Self::new(None, Arc::default(), |counters| &counters.block_throttled).unwrap())
     }
 
+    /// Waits until the device has had to wait so many times; panics after ten seconds.
+    #[cfg(test)]
+    pub(crate) fn wait_until_throttled(&self, times: u64) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while (self.throttled)(&self.counters).load(Ordering::SeqCst) < times {
+            assert!(Instant::now() < deadline, "the device was not throttled");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Whether an operation of `bytes` may be carried out now. If not, [`Throttle::timer`] becomes readable when it may,
     /// or when the limits have changed.
     pub fn allows(&self, bytes: u64) -> bool {
@@ -129,11 +139,9 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
-    use crate::config::RateConfig;
 
     fn ops(per_second: u64, burst: u64) -> Option<LimitsConfig> {
-        let ops = Some(RateConfig { per_second, burst });
-        Some(LimitsConfig { bytes: None, ops })
+        Some(LimitsConfig::ops(per_second, burst))
     }
 
     fn throttle(limits: Option<LimitsConfig>) -> Throttle {

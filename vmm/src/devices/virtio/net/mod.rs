@@ -31,6 +31,8 @@ struct Progress {
 #[cfg(test)]
 pub(crate) mod driver;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod tap_tests;
 #[cfg(test)]
 mod tests;
