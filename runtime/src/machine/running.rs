@@ -207,6 +207,7 @@ pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
         ExitReason::Reset => "the guest kernel panicked or was reset",
         ExitReason::TripleFault => "the guest kernel crashed (triple fault)",
         ExitReason::Stopped => "the machine was stopped",
+        ExitReason::Snapshot => "the machine was written down",
         ExitReason::Error => "the machine failed",
     };
     let detail = report
