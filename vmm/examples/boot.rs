@@ -79,7 +79,9 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
         nets: Vec::new(),
         vsock: None,
         entropy: false,
+        entropy_limits: None,
         serial_fd: None,
+        serial_limits: None,
         jail: None,
     };
     let mut arguments = arguments.into_iter();
@@ -106,7 +108,12 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
                 };
                 let fd = keep(OpenOptions::new().read(true).write(!read_only).open(path)?);
                 let id = format!("drive{}", config.drives.len());
-                config.drives.push(DriveConfig { id, fd, read_only });
+                config.drives.push(DriveConfig {
+                    id,
+                    fd,
+                    read_only,
+                    limits: None,
+                });
             }
             Some("--tap") => {
                 let mac = [2, 0, 0, 0, 0, 1 + config.nets.len() as u8];
@@ -114,6 +121,8 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
                     tap_fd: keep(open_tap(&value)?),
                     mac,
                     mtu: None,
+                    rx_limits: None,
+                    tx_limits: None,
                 });
             }
             Some("--vsock") => {

@@ -3,11 +3,14 @@
 //! The parent opens everything, leaves the descriptors open across `exec`, and passes this structure as JSON on the
 //! descriptor named by `--config-fd`. The machine opens no path, before or after it starts.
 
+mod limits;
 pub mod validate;
 
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
+
+pub use limits::{LimitsConfig, LimitsError, RateConfig};
 
 /// Version of [`MachineConfig`]; a machine refuses any other.
 pub const CONFIG_VERSION: u32 = 2;
@@ -50,8 +53,12 @@ pub struct MachineConfig {
     /// Whether the machine has an entropy device (virtio-rng).
     #[serde(default)]
     pub entropy: bool,
+    /// Random bytes that the guest gets; none means no limit.
+    pub entropy_limits: Option<LimitsConfig>,
     /// Where the output of the serial port goes; none means no serial port at all.
     pub serial_fd: Option<RawFd>,
+    /// Output of the serial port, of which lines beyond are dropped; none means no limit.
+    pub serial_limits: Option<LimitsConfig>,
     /// The jail around the process; none means no jail at all, which is for tests and debugging.
     pub jail: Option<JailConfig>,
 }
@@ -108,6 +115,8 @@ pub struct DriveConfig {
     pub fd: RawFd,
     /// Read-only is enforced by the device whatever the descriptor allows.
     pub read_only: bool,
+    /// Reads and writes together; none means no limit.
+    pub limits: Option<LimitsConfig>,
 }
 
 /// One network device.
@@ -120,6 +129,10 @@ pub struct NetConfig {
     pub mac: [u8; 6],
     /// The MTU announced to the guest (`VIRTIO_NET_F_MTU`).
     pub mtu: Option<u16>,
+    /// Frames to the guest; none means no limit.
+    pub rx_limits: Option<LimitsConfig>,
+    /// Frames from the guest; none means no limit.
+    pub tx_limits: Option<LimitsConfig>,
 }
 
 /// The vsock device.

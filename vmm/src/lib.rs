@@ -13,6 +13,7 @@ pub mod devices;
 pub mod ending;
 pub mod handed;
 pub mod jail;
+pub mod limits;
 pub mod machine;
 pub mod memory;
 pub mod metrics;

@@ -11,8 +11,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use berth_vmm::config::{ExitReason, JailConfig};
-use berth_vmm::control::Command;
+use berth_vmm::config::{ExitReason, JailConfig, LimitsConfig, RateConfig};
+use berth_vmm::control::{Command, LimitedDevice, Outcome};
 use berth_vmm::jail::probes::ALL;
 use nix::sched::CloneFlags;
 use nix::unistd::Uid;
@@ -185,6 +185,52 @@ fn a_jailed_machine_is_nobody_and_sees_nothing() {
             "{status}"
         );
     }
+    client.request(Command::Stop).unwrap();
+    assert_eq!(
+        machine.wait().report.map(|report| report.reason),
+        Some(ExitReason::Stopped)
+    );
+}
+
+#[test]
+fn limits_are_changed_in_the_jail() {
+    if !jails_can_be_made() {
+        return;
+    }
+    let mut launch = Launch::new(&SPIN);
+    launch.config.jail = Some(JAIL);
+    let limits = |per_second| {
+        let rate = Some(RateConfig { per_second, burst: 1 });
+        Some(LimitsConfig {
+            bytes: rate,
+            ops: rate,
+        })
+    };
+    launch.config.drives[0].limits = limits(1);
+    launch.config.entropy_limits = limits(1);
+    launch.config.serial_limits = limits(1);
+    let machine = launch.start();
+    let client = machine.client();
+    let set = |device, limits| client.request(Command::SetLimits { device, limits }).unwrap().0;
+    let error = |error: &str| Outcome::Error { error: error.into() };
+    for device in [
+        LimitedDevice::Drive("disk0".into()),
+        LimitedDevice::Entropy,
+        LimitedDevice::Serial,
+    ] {
+        assert_eq!(set(device.clone(), limits(5)), Outcome::Done);
+        assert_eq!(set(device.clone(), None), Outcome::Done);
+        assert_eq!(
+            set(device, limits(0)),
+            error(
+                "the limits cannot be set: bytes.per_second is 0, not 1 or more; no limit is said by leaving bytes out"
+            )
+        );
+    }
+    assert_eq!(
+        set(LimitedDevice::Drive("disk1".into()), None),
+        error("the machine has no drive \"disk1\"")
+    );
     client.request(Command::Stop).unwrap();
     assert_eq!(
         machine.wait().report.map(|report| report.reason),

@@ -173,6 +173,7 @@ impl Launch {
                 id: id.clone(),
                 fd,
                 read_only: true,
+                limits: None,
             });
         }
         let fd = handed.take(scratch.into());
@@ -180,6 +181,7 @@ impl Launch {
             id: SCRATCH_DRIVE.to_owned(),
             fd,
             read_only: false,
+            limits: None,
         });
         let mac: MacAddr = spec
             .mac
@@ -194,6 +196,8 @@ impl Launch {
                     tap_fd: handed.take(tap),
                     mac: mac.octets(),
                     mtu: Some(spec.mtu),
+                    rx_limits: None,
+                    tx_limits: None,
                 }]
             }
             None => Vec::new(),
@@ -213,7 +217,9 @@ impl Launch {
             nets,
             vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
             entropy: true,
+            entropy_limits: None,
             serial_fd: None,
+            serial_limits: None,
             jail: Some(JailConfig {
                 uid: self.user,
                 gid: self.user,

@@ -1,7 +1,9 @@
 //! What a configuration must fulfil before KVM is touched. Only values are looked at here; whether a number is an
 //! open descriptor of the right kind is found out in [`crate::handed`].
 
-use super::{CONFIG_VERSION, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig, StartConfig};
+use super::{
+    CONFIG_VERSION, LimitsConfig, LimitsError, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig, StartConfig,
+};
 use crate::arch::{MAX_CMDLINE_BYTES, MAX_VIRTIO_DEVICES};
 
 /// Least guest memory, in MiB.
@@ -43,6 +45,10 @@ pub enum ConfigError {
     GuestCid(u64),
     #[error("the jail's {0} is {1}, not 1 to {max}", max = u32::MAX - 1)]
     JailUser(&'static str, u32),
+    #[error("{field}: {source}")]
+    Limits { field: String, source: LimitsError },
+    #[error("{0} is there and the device that it limits is not")]
+    LimitsWithoutDevice(&'static str),
 }
 
 impl MachineConfig {
@@ -68,6 +74,7 @@ impl MachineConfig {
         }
         self.validate_drives()?;
         self.validate_nets()?;
+        self.validate_limits()?;
         if let Some(jail) = &self.jail {
             for (what, id) in [("uid", jail.uid), ("gid", jail.gid)] {
                 // The largest means "leave as it is" to the system calls.
@@ -132,12 +139,39 @@ impl MachineConfig {
         }
         Ok(())
     }
+
+    fn validate_limits(&self) -> Result<(), ConfigError> {
+        let check = |field: String, limits: &Option<LimitsConfig>| match limits
+            .as_ref()
+            .map(LimitsConfig::validate)
+        {
+            Some(Err(source)) => Err(ConfigError::Limits { field, source }),
+            _ => Ok(()),
+        };
+        for drive in &self.drives {
+            check(format!("limits of drive {:?}", drive.id), &drive.limits)?;
+        }
+        for (index, net) in self.nets.iter().enumerate() {
+            check(format!("rx_limits of network device {index}"), &net.rx_limits)?;
+            check(format!("tx_limits of network device {index}"), &net.tx_limits)?;
+        }
+        for (field, limits, device) in [
+            ("entropy_limits", &self.entropy_limits, self.entropy),
+            ("serial_limits", &self.serial_limits, self.serial_fd.is_some()),
+        ] {
+            if limits.is_some() && !device {
+                return Err(ConfigError::LimitsWithoutDevice(field));
+            }
+            check(field.into(), limits)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DriveConfig, JailConfig, MemoryConfig, NetConfig, VsockConfig};
+    use crate::config::{DriveConfig, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig};
 
     fn boot(cmdline: &str) -> StartConfig {
         StartConfig::Boot {
@@ -162,15 +196,20 @@ mod tests {
                 id: "root".into(),
                 fd: 6,
                 read_only: true,
+                limits: None,
             }],
             nets: vec![NetConfig {
                 tap_fd: 7,
                 mac: [2, 0, 0, 0, 0, 1],
                 mtu: Some(1500),
+                rx_limits: None,
+                tx_limits: None,
             }],
             vsock: Some(VsockConfig { guest_cid: 3 }),
             entropy: true,
+            entropy_limits: None,
             serial_fd: None,
+            serial_limits: None,
             jail: Some(JailConfig { uid: 7, gid: 8 }),
         }
     }
@@ -256,6 +295,62 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_nothing_is_refused_and_named() {
+        let limits = |bytes: (u64, u64), ops: (u64, u64)| {
+            let rate = |(per_second, burst)| Some(RateConfig { per_second, burst });
+            Some(LimitsConfig {
+                bytes: rate(bytes),
+                ops: rate(ops),
+            })
+        };
+        let good = limits((1, 1), (u64::MAX, u64::MAX));
+        let everywhere = broken(|c| {
+            (c.drives[0].limits, c.nets[0].rx_limits, c.nets[0].tx_limits) = (good, good, good);
+            (c.entropy_limits, c.serial_fd, c.serial_limits) = (good, Some(9), good);
+        });
+        assert_eq!(everywhere, Ok(()));
+        let said = |change: fn(&mut MachineConfig, Option<LimitsConfig>), limits| {
+            broken(|c| change(c, limits)).unwrap_err().to_string()
+        };
+        assert_eq!(
+            said(|c, limits| c.drives[0].limits = limits, limits((0, 1), (1, 1))),
+            "limits of drive \"root\": bytes.per_second is 0, not 1 or more; no limit is said by leaving bytes out"
+        );
+        assert_eq!(
+            said(|c, limits| c.nets[0].rx_limits = limits, limits((1, 0), (1, 1))),
+            "rx_limits of network device 0: bytes.burst is 0, not 1 or more; no limit is said by leaving bytes out"
+        );
+        assert_eq!(
+            said(|c, limits| c.nets[0].tx_limits = limits, limits((1, 1), (0, 1))),
+            "tx_limits of network device 0: ops.per_second is 0, not 1 or more; no limit is said by leaving ops out"
+        );
+        assert_eq!(
+            said(|c, limits| c.entropy_limits = limits, limits((1, 1), (1, 0))),
+            "entropy_limits: ops.burst is 0, not 1 or more; no limit is said by leaving ops out"
+        );
+        assert_eq!(
+            broken(|c| (c.entropy, c.entropy_limits) = (false, good)),
+            Err(ConfigError::LimitsWithoutDevice("entropy_limits"))
+        );
+        assert_eq!(
+            broken(|c| c.serial_limits = good),
+            Err(ConfigError::LimitsWithoutDevice("serial_limits"))
+        );
+    }
+
+    #[test]
+    fn limits_can_be_left_out() {
+        let drive: DriveConfig = serde_json::from_str(r#"{"id":"a","fd":3,"read_only":true}"#).unwrap();
+        assert_eq!(drive.limits, None);
+        let limits: LimitsConfig = serde_json::from_str(r#"{"ops":{"per_second":5,"burst":7}}"#).unwrap();
+        let ops = RateConfig {
+            per_second: 5,
+            burst: 7,
+        };
+        assert_eq!((limits.bytes, limits.ops), (None, Some(ops)));
+    }
+
+    #[test]
     fn more_devices_than_interrupt_lines_are_refused() {
         let many = |count: usize| {
             broken(|c| {
@@ -264,6 +359,7 @@ mod tests {
                         id: format!("d{index}"),
                         fd: 6,
                         read_only: true,
+                        limits: None,
                     })
                     .collect();
             })

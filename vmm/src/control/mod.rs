@@ -13,7 +13,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ExitReason;
+use crate::config::{ExitReason, LimitsConfig};
 
 /// Version of the protocol, said in [`Info`].
 pub const CONTROL_VERSION: u32 = 2;
@@ -51,13 +51,37 @@ pub enum Command {
     /// [`ExitReason::Snapshot`]: its memory, which is a file already, is not to change any more. Connections are cut, and
     /// frames on their way are lost. Answers when all is written. A snapshot that fails ends the machine as well.
     Snapshot,
+    /// Limit a device otherwise from now on, or not at all: answers [`Outcome::Done`]. What the device has used of its
+    /// limits stays used, and one that waits goes on as soon as the new limits allow.
+    SetLimits {
+        device: LimitedDevice,
+        limits: Option<LimitsConfig>,
+    },
     /// End the machine now, as if its plug were pulled. The reply is sent first.
     Stop,
+}
+
+/// A device that can be limited, or one direction of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitedDevice {
+    /// The drive with this id.
+    Drive(String),
+    /// Frames to the guest through the network device with this number, from 0 in the order of the configuration.
+    NetRx(usize),
+    /// Frames from the guest through the network device with this number.
+    NetTx(usize),
+    Entropy,
+    Serial,
 }
 
 /// What a machine sends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and counters are most of it"
+)]
 pub enum ServerMessage {
     Reply {
         id: u64,
@@ -104,15 +128,25 @@ pub struct Metrics {
     pub block_read_ops: u64,
     pub block_write_ops: u64,
     pub block_flush_ops: u64,
+    /// Times that a drive had requests and waited for its limits.
+    pub block_throttled: u64,
     pub net_rx_bytes: u64,
     pub net_rx_packets: u64,
     pub net_tx_bytes: u64,
     pub net_tx_packets: u64,
     pub net_rx_dropped: u64,
+    /// Times that a network device stopped to take frames for the guest, because of its limits.
+    pub net_rx_throttled: u64,
+    /// Times that a network device had frames of the guest and waited for its limits.
+    pub net_tx_throttled: u64,
     pub vsock_rx_bytes: u64,
     pub vsock_tx_bytes: u64,
     pub vsock_connections: u64,
     pub entropy_bytes: u64,
+    /// Times that the entropy device had requests and waited for its limits.
+    pub entropy_throttled: u64,
+    /// Output of the serial port that was dropped because it was beyond the limits.
+    pub serial_throttled_bytes: u64,
     /// Requests that a device refused because the guest broke the rules of the queue or the device.
     pub device_errors: u64,
 }

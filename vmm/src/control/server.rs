@@ -11,7 +11,10 @@ use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, accept4, shutdown};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Command, Info, MAX_MESSAGE_BYTES, Metrics, Outcome, Request, ServerMessage, packet};
+use super::{
+    Command, Info, LimitedDevice, MAX_MESSAGE_BYTES, Metrics, Outcome, Request, ServerMessage, packet,
+};
+use crate::config::LimitsConfig;
 
 /// Most clients at a time; more are turned away.
 pub const MAX_CLIENTS: usize = 16;
@@ -45,6 +48,7 @@ pub trait Controlled {
     fn pause(&self);
     fn resume(&self);
     fn snapshot(&self) -> Result<(), String>;
+    fn set_limits(&self, device: &LimitedDevice, limits: Option<LimitsConfig>) -> Result<(), String>;
     fn stop(&self);
 }
 
@@ -248,6 +252,7 @@ impl ControlServer {
                 Outcome::Done
             }
             Command::Snapshot => done(machine.snapshot()),
+            Command::SetLimits { device, limits } => done(machine.set_limits(&device, limits)),
             Command::Attach => match machine.streams() {
                 Some(streams) => return self.attach(client, id, streams, machine),
                 None => no_vsock(),

@@ -1,9 +1,10 @@
 //! The serial port: a 16550A that only speaks. What the guest writes goes to a descriptor, a line at a time, and is
-//! dropped when that would make the guest wait. Nothing can be typed into it.
+//! dropped when that would make the guest wait, or is beyond its limits. Nothing can be typed into it.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::config::LimitsConfig;
+use crate::limits::RateLimiter;
+use crate::metrics::{Counters, count};
 
 /// Longest line in bytes that is kept together. Not more than `PIPE_BUF`: a pipe that polls writable takes so many.
 const MAX_LINE_BYTES: usize = 512;
@@ -23,9 +27,17 @@ pub struct SerialPort {
 
 impl SerialPort {
     /// `interrupt` is the event behind the port's interrupt line. `state` is that of the port that this one continues.
-    pub fn new(out: OwnedFd, interrupt: EventFd, state: Option<&SerialState>) -> io::Result<Self> {
+    pub fn new(
+        out: OwnedFd,
+        limits: Option<LimitsConfig>,
+        counters: Arc<Counters>,
+        interrupt: EventFd,
+        state: Option<&SerialState>,
+    ) -> io::Result<Self> {
         let writer = LineWriter {
             out,
+            limiter: RateLimiter::new(limits, Instant::now()),
+            counters,
             line: Vec::with_capacity(MAX_LINE_BYTES),
         };
         let registers = state.map_or_else(Registers::default, SerialState::registers);
@@ -39,6 +51,11 @@ impl SerialPort {
     /// What the guest has set.
     pub fn state(&self) -> SerialState {
         SerialState::of(&self.lock().state())
+    }
+
+    /// Other limits from now on.
+    pub fn set_limits(&self, limits: Option<LimitsConfig>) {
+        self.lock().writer_mut().limiter.change(limits, Instant::now());
     }
 
     /// Writes out what has not been ended by a newline.
@@ -126,21 +143,34 @@ impl Trigger for Line {
 
 struct LineWriter {
     out: OwnedFd,
+    limiter: RateLimiter,
+    counters: Arc<Counters>,
     line: Vec<u8>,
 }
 
 impl LineWriter {
     fn write_line(&mut self) {
+        let now = Instant::now();
+        let bytes = self.line.len() as u64;
+        if self.limiter.wait(bytes, now).is_zero() {
+            let written = self.write_if_ready();
+            self.limiter.charge(1, written as u64, now);
+        } else {
+            count(&self.counters.serial_throttled_bytes, bytes);
+        }
+        self.line.clear();
+    }
+
+    /// Returns how many bytes went out.
+    fn write_if_ready(&self) -> usize {
         let mut fds = [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)];
         let ready = poll(&mut fds, PollTimeout::ZERO) == Ok(1)
             && fds[0]
                 .revents()
                 .is_some_and(|events| events.contains(PollFlags::POLLOUT));
-        if ready {
-            // Whatever fails here, the guest is not to notice.
-            let _ = nix::unistd::write(&self.out, &self.line);
-        }
-        self.line.clear();
+        // Whatever fails here, the guest is not to notice.
+        let written = ready.then(|| nix::unistd::write(&self.out, &self.line));
+        written.and_then(Result::ok).unwrap_or(0)
     }
 }
 
@@ -170,7 +200,10 @@ mod tests {
     fn port() -> (SerialPort, std::fs::File) {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        (SerialPort::new(writer, interrupt, None).unwrap(), reader.into())
+        (
+            SerialPort::new(writer, None, Arc::default(), interrupt, None).unwrap(),
+            reader.into(),
+        )
     }
 
     #[test]
@@ -198,7 +231,7 @@ mod tests {
         }
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let other = SerialPort::new(writer, interrupt, Some(&port.state())).unwrap();
+        let other = SerialPort::new(writer, None, Arc::default(), interrupt, Some(&port.state())).unwrap();
         assert_eq!(other.state(), port.state());
         let mut scratch = [0];
         other.read(7, &mut scratch);
@@ -216,6 +249,62 @@ mod tests {
         }
         drop(reader);
         port.write(0, b"\n");
+    }
+
+    #[test]
+    fn lines_beyond_the_limits_are_dropped_and_counted() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let counters = Arc::new(Counters::default());
+        // Two lines of 100 bytes, and the next after 100 seconds.
+        let limits = Some(LimitsConfig::bytes(1, 200));
+        let port = SerialPort::new(writer, limits, counters.clone(), interrupt, None).unwrap();
+        let say = |letter: u8| {
+            for _ in 0..99 {
+                port.write(0, &[letter]);
+            }
+            port.write(0, b"\n");
+        };
+        for letter in b"abcde" {
+            say(*letter);
+        }
+        assert_eq!(counters.snapshot().serial_throttled_bytes, 300);
+        port.set_limits(None);
+        say(b'f');
+        port.set_limits(Some(LimitsConfig::ops(1, 1)));
+        say(b'g');
+        drop(port);
+        let mut said = String::new();
+        std::fs::File::from(reader).read_to_string(&mut said).unwrap();
+        let first: String = said.lines().filter_map(|line| line.chars().next()).collect();
+        assert_eq!(first, "abfg");
+        assert_eq!(said.len(), 400);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_charged() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let full: usize = std::iter::from_fn(|| {
+            let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+            (poll(&mut fds, PollTimeout::ZERO) == Ok(1))
+                .then(|| nix::unistd::write(&writer, &[0; 4096]).unwrap())
+        })
+        .sum();
+        let limits = Some(LimitsConfig::bytes(1, 4));
+        let port = SerialPort::new(writer, limits, Arc::default(), interrupt, None).unwrap();
+        for byte in b"abc\nabc\n" {
+            port.write(0, &[*byte]);
+        }
+        let mut reader = std::fs::File::from(reader);
+        reader.read_exact(&mut vec![0; full]).unwrap();
+        for byte in b"xyz\n" {
+            port.write(0, &[*byte]);
+        }
+        drop(port);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "xyz\n");
     }
 
     #[test]

@@ -35,6 +35,10 @@ impl Jail {
     /// No jail at all: for a machine whose configuration has none.
     pub const NONE: Self = Self { filters: false };
 
+    /// Filters without walls, for tests of what a filter allows.
+    #[cfg(test)]
+    pub(crate) const FILTERS_ALONE: Self = Self { filters: true };
+
     /// Enters the jail. Only for a process with one thread: what is given up, is given up by the calling one.
     /// `largest_file` is the size in bytes beyond which no file may grow.
     pub fn enter(config: &JailConfig, largest_file: u64) -> Result<Self, JailError> {

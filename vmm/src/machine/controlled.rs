@@ -5,11 +5,12 @@ use std::sync::{Arc, PoisonError};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VmFd;
 
+use super::limits::DeviceLimits;
 use crate::arch::state::{Saveable, StateError, VcpuState, VmState};
 use crate::arch::vm;
-use crate::config::ExitReason;
+use crate::config::{ExitReason, LimitsConfig};
 use crate::control::server::{ConnectDone, ConnectionListener, Controlled, GuestStreams};
-use crate::control::{CONTROL_VERSION, Info, Metrics};
+use crate::control::{CONTROL_VERSION, Info, LimitedDevice, Metrics};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::mmio::{MmioTransport, TransportStateError};
 use crate::devices::virtio::vsock::VsockHandle;
@@ -26,6 +27,7 @@ pub(super) struct ControlledMachine {
     pub(super) memory_mib: u32,
     pub(super) virtio: Vec<Arc<MmioTransport>>,
     pub(super) serial: Option<Arc<SerialPort>>,
+    pub(super) limits: DeviceLimits,
     pub(super) counters: Arc<Counters>,
     pub(super) ending: Arc<Ending>,
     pub(super) streams: Option<VsockHandle>,
@@ -135,6 +137,12 @@ impl Controlled for ControlledMachine {
                 Err(error)
             }
         }
+    }
+
+    fn set_limits(&self, device: &LimitedDevice, limits: Option<LimitsConfig>) -> Result<(), String> {
+        self.limits
+            .set(device, limits, self.serial.as_deref())
+            .map_err(|error| error.to_string())
     }
 
     fn stop(&self) {

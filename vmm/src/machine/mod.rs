@@ -2,6 +2,7 @@
 
 mod assembly;
 mod controlled;
+mod limits;
 
 use std::fs::File;
 use std::io;
@@ -39,6 +40,7 @@ use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
 use assembly::Assembly;
 use controlled::{ControlledMachine, SnapshotWriter};
+use limits::DeviceLimits;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -154,6 +156,7 @@ impl Machine {
             registers: RegisterPages::new(config.virtio_devices()),
             virtio: Vec::new(),
         };
+        let limits = DeviceLimits::new(config, &counters).map_err(MachineError::Event)?;
         let generation = Generation::new(assembly.interrupt_line(layout::ACPI_GSI)?);
         let power = Arc::new(Power::new(ending.clone()));
         assembly.add_ports(layout::POWER_PORT, layout::POWER_PORTS, power)?;
@@ -162,21 +165,24 @@ impl Machine {
             Some(out) => {
                 let line = assembly.interrupt_line(layout::SERIAL_GSI)?;
                 let state = restored.as_ref().and_then(|state| state.serial.as_ref());
-                let port = Arc::new(SerialPort::new(out, line, state).map_err(MachineError::Event)?);
+                let port = SerialPort::new(out, config.serial_limits, counters.clone(), line, state)
+                    .map_err(MachineError::Event)?;
+                let port = Arc::new(port);
                 assembly.add_ports(layout::SERIAL_PORT, layout::SERIAL_PORTS, port.clone())?;
                 Some(port)
             }
             None => None,
         };
         let worker = |name: &str, kind| Worker::new(name, jail, kind).map_err(MachineError::StartDevice);
-        for (drive, file) in config.drives.iter().zip(drives) {
+        for ((drive, file), (_, throttle)) in config.drives.iter().zip(drives).zip(&limits.drives) {
+            let (counters, throttle) = (counters.clone(), throttle.clone());
             let worker = worker("block", Thread::Block)?;
-            let block = Block::new(file, &drive.id, drive.read_only, counters.clone(), worker)?;
+            let block = Block::new(file, &drive.id, drive.read_only, counters, throttle, worker)?;
             assembly.add_virtio(Box::new(block))?;
         }
-        for (net, tap) in config.nets.iter().zip(taps) {
+        for ((net, tap), throttles) in config.nets.iter().zip(taps).zip(&limits.nets) {
             let worker = worker("net", Thread::Net)?;
-            let net = Net::new(tap, net.mac, net.mtu, counters.clone(), worker);
+            let net = Net::new(tap, net.mac, net.mtu, counters.clone(), throttles.clone(), worker);
             assembly.add_virtio(Box::new(net))?;
         }
         let streams = match &config.vsock {
@@ -188,8 +194,9 @@ impl Machine {
             }
             None => None,
         };
-        if config.entropy {
-            assembly.add_virtio(Box::new(Rng::new(counters.clone(), worker("rng", Thread::Rng)?)))?;
+        if let Some(throttle) = &limits.entropy {
+            let worker = worker("rng", Thread::Rng)?;
+            assembly.add_virtio(Box::new(Rng::new(counters.clone(), throttle.clone(), worker)))?;
         }
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly { buses, virtio, .. } = assembly;
@@ -224,6 +231,7 @@ impl Machine {
                 memory_mib: config.memory_mib,
                 virtio,
                 serial,
+                limits,
                 counters,
                 ending,
                 streams,

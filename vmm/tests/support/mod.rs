@@ -135,11 +135,14 @@ impl Launch {
                 id: "disk0".into(),
                 fd: keep(file_with(&b"disk".repeat(512)).into()),
                 read_only: true,
+                limits: None,
             }],
             nets: vec![],
             vsock: None,
             entropy: true,
+            entropy_limits: None,
             serial_fd: Some(keep(serial_out)),
+            serial_limits: None,
             jail: None,
         };
         Self {

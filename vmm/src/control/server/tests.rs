@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockType, UnixAddr, bind, listen,
 
 use super::*;
 use crate::client::{Client, ClientError};
-use crate::config::ExitReason;
+use crate::config::{ExitReason, RateConfig};
 use crate::ending::Ending;
 
 /// A machine whose guest answers on every port but 9, and never answers on port 8.
@@ -49,6 +49,9 @@ impl Controlled for Arc<FakeMachine> {
     fn resume(&self) {}
     fn snapshot(&self) -> Result<(), String> {
         Err("no file".into())
+    }
+    fn set_limits(&self, device: &LimitedDevice, limits: Option<LimitsConfig>) -> Result<(), String> {
+        Err(format!("{device:?} {limits:?}"))
     }
     fn stop(&self) {
         self.ending.end(ExitReason::Stopped, None);
@@ -161,6 +164,29 @@ fn requests_are_answered() {
         outcome(&client, Command::Nmi),
         Outcome::Error { error: "no".into() }
     );
+    let limits = Some(LimitsConfig {
+        bytes: Some(RateConfig {
+            per_second: 1,
+            burst: u64::MAX,
+        }),
+        ops: None,
+    });
+    for device in [
+        LimitedDevice::Drive("root".into()),
+        LimitedDevice::NetRx(1),
+        LimitedDevice::NetTx(0),
+        LimitedDevice::Entropy,
+        LimitedDevice::Serial,
+    ] {
+        for limits in [limits, None] {
+            let error = format!("{device:?} {limits:?}");
+            let device = device.clone();
+            assert_eq!(
+                outcome(&client, Command::SetLimits { device, limits }),
+                Outcome::Error { error }
+            );
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod block;
 pub mod mmio;
 pub mod net;
 pub mod rng;
+pub mod throttle;
 pub mod vsock;
 pub mod worker;
 

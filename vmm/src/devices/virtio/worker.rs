@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::throttle::Throttle;
 use super::{ActivateError, ActiveQueue, Interrupt, QueuePosition};
 use crate::jail::{Jail, Thread};
 
@@ -66,6 +67,12 @@ impl Worker {
     #[cfg(test)]
     pub(crate) fn unconfined() -> Self {
         Self::new("device", Jail::NONE, Thread::Main).unwrap()
+    }
+
+    /// A thread for a test of the device, behind the filter of its kind.
+    #[cfg(test)]
+    pub(crate) fn confined(kind: Thread) -> Self {
+        Self::new("device", Jail::FILTERS_ALONE, kind).unwrap()
     }
 
     /// Starts a thread that waits for its device's driver.
@@ -131,6 +138,15 @@ impl Drop for Worker {
     }
 }
 
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It is done, and so many bytes were written to its chain.
+    Done(u32),
+    /// The [`Throttle`] refused it. It is served when the throttle says so.
+    Throttled,
+}
+
 /// A queue, and what is needed to serve it until the device stops.
 pub struct QueueService {
     queue: ActiveQueue,
@@ -154,15 +170,17 @@ impl QueueService {
         })
     }
 
-    /// Serves requests in order until `stop`, and returns how far it came. `serve` returns how many bytes it wrote to the
-    /// chain. A broken queue fails the device and ends the service.
+    /// Serves requests in order until `stop`, and returns how far it came. `serve` asks `throttle` before it carries a
+    /// request out. A broken queue fails the device and ends the service.
     pub fn run(
         mut self,
         stop: &Stop,
-        mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> u32,
+        throttle: &Throttle,
+        mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
     ) -> Vec<QueuePosition> {
-        let served = self.watch(stop).map_err(QueueError::Wait).and_then(|()| {
-            while self.wait(stop)? {
+        let watched = self.watch(stop, throttle).map_err(QueueError::Wait);
+        let served = watched.and_then(|()| {
+            while self.wait(stop, throttle)? {
                 self.drain(stop, &mut serve)?;
             }
             Ok(())
@@ -174,8 +192,9 @@ impl QueueService {
         vec![QueuePosition::of(&self.queue.queue)]
     }
 
-    fn watch(&self, stop: &Stop) -> io::Result<()> {
-        for fd in [self.queue.kick.as_raw_fd(), stop.event().as_raw_fd()] {
+    fn watch(&self, stop: &Stop, throttle: &Throttle) -> io::Result<()> {
+        let kick = self.queue.kick.as_raw_fd();
+        for fd in [kick, stop.event().as_raw_fd(), throttle.timer()] {
             self.epoll.ctl(
                 ControlOperation::Add,
                 fd,
@@ -185,13 +204,17 @@ impl QueueService {
         Ok(())
     }
 
-    /// Waits for a kick; false means stop.
-    fn wait(&self, stop: &Stop) -> Result<bool, QueueError> {
-        let mut events = [EpollEvent::default(); 2];
+    /// Waits for a kick, or for the throttle; false means stop.
+    fn wait(&self, stop: &Stop, throttle: &Throttle) -> Result<bool, QueueError> {
+        let mut events = [EpollEvent::default(); 3];
         loop {
             match self.epoll.wait(-1, &mut events) {
-                Ok(_) => {
-                    // It fails when the event was for the stop alone.
+                Ok(count) => {
+                    let timer = throttle.timer() as u64;
+                    if events.iter().take(count).any(|event| event.data() == timer) {
+                        throttle.acknowledge();
+                    }
+                    // It fails when the event was another.
                     let _ = self.queue.kick.read();
                     return Ok(!stop.asked());
                 }
@@ -201,11 +224,12 @@ impl QueueService {
         }
     }
 
-    /// Serves what is in the queue. Between batches the device can be stopped, however fast the driver is.
+    /// Serves what is in the queue, as far as the limits go. Between batches the device can be stopped, however fast the
+    /// driver is.
     fn drain(
         &mut self,
         stop: &Stop,
-        serve: &mut impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> u32,
+        serve: &mut impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
     ) -> Result<(), QueueError> {
         let Self {
             queue: ActiveQueue { queue, .. },
@@ -217,19 +241,27 @@ impl QueueService {
         loop {
             queue.disable_notification(memory)?;
             let mut served = 0;
+            let mut throttled = false;
             while served < BATCH {
                 let Some(chain) = queue.iter(memory)?.next() else {
                     break;
                 };
                 let head = chain.head_index();
-                let written = serve(memory, chain);
-                queue.add_used(memory, head, written)?;
+                match serve(memory, chain) {
+                    Served::Done(written) => queue.add_used(memory, head, written)?,
+                    Served::Throttled => {
+                        queue.go_to_previous_position();
+                        throttled = true;
+                        break;
+                    }
+                }
                 served += 1;
             }
             if served > 0 && queue.needs_notification(memory)? {
                 interrupt.signal_queue();
             }
-            if stop.asked() {
+            // What is left in the queue needs no kick: the timer wakes this thread.
+            if throttled || stop.asked() {
                 return Ok(());
             }
             if served < BATCH && !queue.enable_notification(memory)? {

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::disk::{Disk, DiskError};
 use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_SEGMENTS, MAX_ZERO_SECTORS, QUEUE_SIZE, SECTOR_BYTES};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::{QueueService, Worker};
 use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::Counters;
@@ -35,9 +36,10 @@ impl Block {
         id: &str,
         read_only: bool,
         counters: Arc<Counters>,
+        throttle: Arc<Throttle>,
         worker: Worker,
     ) -> Result<Self, DiskError> {
-        let disk = Disk::new(file, id, read_only, counters)?;
+        let disk = Disk::new(file, id, read_only, counters, throttle)?;
         let config = config(&disk);
         Ok(Self {
             disk: Arc::new(disk),
@@ -106,8 +108,9 @@ impl VirtioDevice for Block {
         for queue in queues {
             let disk = self.disk.clone();
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
-            self.worker
-                .serve(move |stop| service.run(stop, |memory, chain| disk.serve(memory, chain)))?;
+            self.worker.serve(move |stop| {
+                service.run(stop, disk.throttle(), |memory, chain| disk.serve(memory, chain))
+            })?;
         }
         Ok(())
     }

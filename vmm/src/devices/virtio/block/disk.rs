@@ -17,6 +17,8 @@ use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
 use super::request::{Kind, Request, put_front, take_front, total};
 use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, MAX_ZERO_SECTORS, SECTOR_BYTES};
+use crate::devices::virtio::throttle::Throttle;
+use crate::devices::virtio::worker::Served;
 use crate::metrics::{Counters, count};
 use crate::positioned::{Direction, transfer};
 
@@ -56,6 +58,7 @@ pub(super) struct Disk {
     id: [u8; ID_BYTES],
     read_only: bool,
     counters: Arc<Counters>,
+    throttle: Arc<Throttle>,
 }
 
 impl Disk {
@@ -64,6 +67,7 @@ impl Disk {
         id: &str,
         read_only: bool,
         counters: Arc<Counters>,
+        throttle: Arc<Throttle>,
     ) -> Result<Self, DiskError> {
         // The metadata of a block device do not tell its size; where its end is does.
         let bytes = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Size {
@@ -84,6 +88,7 @@ impl Disk {
             id: padded,
             read_only,
             counters,
+            throttle,
         })
     }
 
@@ -95,12 +100,31 @@ impl Disk {
         self.read_only
     }
 
-    /// Carries out the request in `chain`; returns how many bytes were written to it.
-    pub(super) fn serve(&self, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
-        let Ok(mut request) = Request::parse(memory, chain) else {
-            count(&self.counters.device_errors, 1);
-            return 0;
-        };
+    pub(super) fn throttle(&self) -> &Throttle {
+        &self.throttle
+    }
+
+    /// Carries out the request in `chain`, if the limits allow it.
+    pub(super) fn serve(&self, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> Served {
+        let request = Request::parse(memory, chain);
+        let bytes = request.as_ref().map_or(0, Request::data_bytes);
+        if !self.throttle.allows(bytes) {
+            return Served::Throttled;
+        }
+        // The bytes are accounted for where they are moved.
+        self.throttle.charge(1, 0);
+        Served::Done(match request {
+            Ok(request) => self.answer(request),
+            Err(_) => {
+                count(&self.counters.device_errors, 1);
+                0
+            }
+        })
+    }
+
+    /// Carries out a request and puts its status where the driver finds it; returns how many bytes were written to its
+    /// chain.
+    fn answer(&self, mut request: Request<'_>) -> u32 {
         let (status, written) = match self.carry_out(&mut request) {
             Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
@@ -162,6 +186,7 @@ impl Disk {
             return Err(Refusal::Rule);
         }
         let offset = self.offset(sector, bytes / SECTOR_BYTES)?;
+        self.throttle.charge(0, bytes);
         transfer(&self.file, direction, slices, offset)?;
         Ok(bytes)
     }
@@ -220,6 +245,7 @@ impl Disk {
         let mut done = 0;
         while done < bytes {
             let len = (bytes - done).min(zeroes.len() as u64) as usize;
+            self.throttle.charge(0, len as u64);
             self.file.write_all_at(&zeroes[..len], offset + done)?;
             done += len as u64;
         }

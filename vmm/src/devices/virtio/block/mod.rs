@@ -3,6 +3,8 @@
 
 mod device;
 mod disk;
+#[cfg(test)]
+mod limit_tests;
 mod request;
 #[cfg(test)]
 mod tests;

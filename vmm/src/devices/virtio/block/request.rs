@@ -88,6 +88,15 @@ impl<'a> Request<'a> {
             status,
         })
     }
+
+    /// Bytes between the file and guest memory that the request asks for.
+    pub(super) fn data_bytes(&self) -> u64 {
+        match self.kind {
+            Kind::In => total(&self.writable),
+            Kind::Out => total(&self.readable),
+            _ => 0,
+        }
+    }
 }
 
 fn kind(number: u32) -> Kind {

@@ -10,25 +10,26 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::devices::virtio::net::driver::{Driver, INDIRECT, NEXT, TestInterrupt, WRITE, memory};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
 use crate::metrics::Counters;
 
-const SECTORS: u64 = 64;
-const HEADER: u64 = 0x1000;
-const DATA: u64 = 0x10_000;
-const STATUS: u64 = 0x2000;
-const OK: u8 = VIRTIO_BLK_S_OK as u8;
-const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+pub(super) const SECTORS: u64 = 64;
+pub(super) const HEADER: u64 = 0x1000;
+pub(super) const DATA: u64 = 0x10_000;
+pub(super) const STATUS: u64 = 0x2000;
+pub(super) const OK: u8 = VIRTIO_BLK_S_OK as u8;
+pub(super) const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 /// What the status byte holds before the device writes it.
 const UNTOUCHED: u8 = 0xaa;
 
-struct Bench {
-    block: Block,
-    driver: Driver,
-    interrupt: Arc<TestInterrupt>,
-    counters: Arc<Counters>,
+pub(super) struct Bench {
+    pub(super) block: Block,
+    pub(super) driver: Driver,
+    pub(super) interrupt: Arc<TestInterrupt>,
+    pub(super) counters: Arc<Counters>,
     file: File,
 }
 
@@ -40,6 +41,10 @@ impl Drop for Bench {
 
 impl Bench {
     fn new(read_only: bool) -> Self {
+        Self::with(read_only, Throttle::open(), Worker::unconfined())
+    }
+
+    pub(super) fn with(read_only: bool, throttle: Arc<Throttle>, worker: Worker) -> Self {
         let file = tempfile::tempfile().unwrap();
         for sector in 0..SECTORS {
             file.write_all_at(&[sector as u8; 512], sector * 512).unwrap();
@@ -50,7 +55,8 @@ impl Bench {
             "disk0",
             read_only,
             counters.clone(),
-            Worker::unconfined(),
+            throttle,
+            worker,
         )
         .unwrap();
         let memory = memory();
@@ -74,7 +80,7 @@ impl Bench {
         }
     }
 
-    fn put_header(&self, kind: u32, sector: u64) {
+    pub(super) fn put_header(&self, kind: u32, sector: u64) {
         let mut header = [0; 16];
         header[..4].copy_from_slice(&kind.to_le_bytes());
         header[8..].copy_from_slice(&sector.to_le_bytes());
@@ -83,7 +89,7 @@ impl Bench {
     }
 
     /// One request with a data buffer at `DATA`; returns the status byte and the length used.
-    fn request(&mut self, kind: u32, sector: u64, len: u32, device_writes: bool) -> (u8, u32) {
+    pub(super) fn request(&mut self, kind: u32, sector: u64, len: u32, device_writes: bool) -> (u8, u32) {
         self.put_header(kind, sector);
         let data_flags = if device_writes { NEXT | WRITE } else { NEXT };
         self.driver.describe(0, (HEADER, 16, NEXT, 1));
@@ -109,7 +115,7 @@ impl Bench {
         bytes
     }
 
-    fn errors(&self) -> u64 {
+    pub(super) fn errors(&self) -> u64 {
         self.counters.snapshot().device_errors
     }
 }
@@ -407,7 +413,14 @@ fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
 fn a_file_without_a_sector_is_no_disk() {
     let file = tempfile::tempfile().unwrap();
     assert!(matches!(
-        Block::new(file, "x", true, Arc::default(), Worker::unconfined()),
+        Block::new(
+            file,
+            "x",
+            true,
+            Arc::default(),
+            Throttle::open(),
+            Worker::unconfined()
+        ),
         Err(DiskError::Empty(_))
     ));
 }

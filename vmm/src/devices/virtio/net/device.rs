@@ -16,9 +16,19 @@ use super::rx::Receive;
 use super::service::{self, Events};
 use super::tx::Transmit;
 use super::{QUEUE_SIZE, tap};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::Counters;
+
+/// The limits of a network device.
+#[derive(Clone)]
+pub struct NetThrottles {
+    /// Frames to the guest.
+    pub receive: Arc<Throttle>,
+    /// Frames from the guest.
+    pub transmit: Arc<Throttle>,
+}
 
 /// A network device on a tap (virtio 1.3, 5.1).
 pub struct Net {
@@ -26,6 +36,7 @@ pub struct Net {
     mac: [u8; 6],
     mtu: Option<u16>,
     counters: Arc<Counters>,
+    throttles: NetThrottles,
     worker: Worker,
 }
 
@@ -36,6 +47,7 @@ impl Net {
         mac: [u8; 6],
         mtu: Option<u16>,
         counters: Arc<Counters>,
+        throttles: NetThrottles,
         worker: Worker,
     ) -> Self {
         Self {
@@ -43,6 +55,7 @@ impl Net {
             mac,
             mtu,
             counters,
+            throttles,
             worker,
         }
     }
@@ -103,13 +116,27 @@ impl VirtioDevice for Net {
             return Err(ActivateError::Queues { expected: 2, got });
         };
         tap::configure(&self.tap, features).map_err(ActivateError::Backend)?;
-        let events = Events::new(receive.kick, transmit.kick, &self.tap).map_err(ActivateError::Events)?;
+        let throttles = self.throttles.clone();
+        let events = Events::new(receive.kick, transmit.kick, &self.tap, throttles.clone())
+            .map_err(ActivateError::Events)?;
         let tap = Arc::clone(&self.tap);
         let counters = Arc::clone(&self.counters);
         self.worker.serve(move |stop| {
             // Made on the thread: they hold pointers into guest memory, which do not travel.
-            let receive = Receive::new(receive.queue, memory.clone(), features, Arc::clone(&counters));
-            let transmit = Transmit::new(transmit.queue, memory, features, Arc::clone(&counters));
+            let receive = Receive::new(
+                receive.queue,
+                memory.clone(),
+                features,
+                Arc::clone(&counters),
+                throttles.receive,
+            );
+            let transmit = Transmit::new(
+                transmit.queue,
+                memory,
+                features,
+                Arc::clone(&counters),
+                throttles.transmit,
+            );
             service::run(
                 stop,
                 &events,

@@ -10,7 +10,7 @@ mod service;
 mod tap;
 mod tx;
 
-pub use device::Net;
+pub use device::{Net, NetThrottles};
 
 /// Size of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -30,6 +30,8 @@ struct Progress {
 
 #[cfg(test)]
 pub(crate) mod driver;
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod tap_tests;
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::buffers::{ChainBuffers, Direction, MAX_DESCRIPTORS, copy_into};
 use super::header::{HEADER_BYTES, NUM_BUFFERS_OFFSET};
 use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
 use crate::devices::virtio::QueuePosition;
+use crate::devices::virtio::throttle::Throttle;
 use crate::metrics::{Counters, count};
 
 /// The longest frame with its header.
@@ -45,6 +46,7 @@ pub(super) struct Receive {
     /// Keeps the memory behind `iovecs` mapped.
     memory: GuestMemoryMmap,
     counters: Arc<Counters>,
+    throttle: Arc<Throttle>,
     /// Whether a frame may span several chains (`VIRTIO_NET_F_MRG_RXBUF`).
     mergeable: bool,
     offered: VecDeque<Offered>,
@@ -61,12 +63,19 @@ pub(super) struct Receive {
 }
 
 impl Receive {
-    pub(super) fn new(queue: Queue, memory: GuestMemoryMmap, features: u64, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        memory: GuestMemoryMmap,
+        features: u64,
+        counters: Arc<Counters>,
+        throttle: Arc<Throttle>,
+    ) -> Self {
         let signalled = queue.next_used();
         Self {
             queue,
             memory,
             counters,
+            throttle,
             mergeable: features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0,
             offered: VecDeque::new(),
             iovecs: Vec::new(),
@@ -92,8 +101,8 @@ impl Receive {
         self.tap_ready = true;
     }
 
-    /// Receives until the tap is empty or the driver has no buffers, at most [`FRAMES_PER_RUN`] frames. An error is a
-    /// broken ring.
+    /// Receives until the tap is empty, the driver has no buffers or the limits are reached, at most [`FRAMES_PER_RUN`]
+    /// frames. An error is a broken ring.
     pub(super) fn run(&mut self, tap: &OwnedFd) -> Result<Progress, QueueError> {
         let mut progress = Progress {
             more: true,
@@ -109,7 +118,7 @@ impl Receive {
         Ok(progress)
     }
 
-    /// One step. False when there is nothing to do until the tap or the driver says so.
+    /// One step. False when there is nothing to do until the tap, the driver or the throttle says so.
     fn receive(&mut self, tap: &OwnedFd) -> Result<bool, QueueError> {
         if self.held_len == 0 && !self.tap_ready {
             return Ok(false);
@@ -123,6 +132,10 @@ impl Receive {
         let Some(first) = self.offered.front() else {
             return self.queue.enable_notification(&self.memory);
         };
+        // How long the next frame is, only reading it tells. It leaves a debt where it is longer than the limits allow.
+        if !self.throttle.allows(1) {
+            return Ok(false);
+        }
         let (space, iovecs) = if self.mergeable {
             (self.capacity, self.iovecs.len())
         } else {
@@ -139,6 +152,9 @@ impl Receive {
             // SAFETY: the iovec is the device's own buffer, exclusively borrowed.
             unsafe { tap::read_frame(tap, &[own]) }
         };
+        if let Ok(len) = read {
+            self.throttle.charge(1, len.saturating_sub(HEADER_BYTES) as u64);
+        }
         match read {
             Ok(len) if len <= HEADER_BYTES => {}
             Ok(len) if space >= MAX_READ_BYTES => self.complete(len)?,

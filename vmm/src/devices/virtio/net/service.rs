@@ -6,9 +6,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Progress;
 use super::rx::Receive;
 use super::tx::Transmit;
+use super::{NetThrottles, Progress};
 use crate::devices::virtio::worker::Stop;
 use crate::devices::virtio::{Interrupt, QueuePosition};
 use crate::metrics::{Counters, count};
@@ -16,29 +16,40 @@ use crate::metrics::{Counters, count};
 const STOP: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
-const TAP: u64 = 3;
+const RECEIVE_ALLOWED: u64 = 3;
+const TRANSMIT_ALLOWED: u64 = 4;
+const TAP: u64 = 5;
 
 /// What wakes the thread.
 pub(super) struct Events {
     epoll: Epoll,
     receive_kick: EventFd,
     transmit_kick: EventFd,
+    throttles: NetThrottles,
 }
 
 impl Events {
-    pub(super) fn new(receive_kick: EventFd, transmit_kick: EventFd, tap: &OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(
+        receive_kick: EventFd,
+        transmit_kick: EventFd,
+        tap: &OwnedFd,
+        throttles: NetThrottles,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let add = |fd: RawFd, events: EventSet, token: u64| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
         };
         add(receive_kick.as_raw_fd(), EventSet::IN, RECEIVE_KICK)?;
         add(transmit_kick.as_raw_fd(), EventSet::IN, TRANSMIT_KICK)?;
+        add(throttles.receive.timer(), EventSet::IN, RECEIVE_ALLOWED)?;
+        add(throttles.transmit.timer(), EventSet::IN, TRANSMIT_ALLOWED)?;
         // By edge: frames may have to wait until the driver offers buffers, and must not wake the thread meanwhile.
         add(tap.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, TAP)?;
         Ok(Self {
             epoll,
             receive_kick,
             transmit_kick,
+            throttles,
         })
     }
 }
@@ -70,7 +81,7 @@ pub(super) fn run(
     let mut transmit = Some(transmit);
     // Both queues may have work from before the thread started.
     let (mut receive_more, mut transmit_more) = (true, true);
-    let mut ready = [EpollEvent::default(); 4];
+    let mut ready = [EpollEvent::default(); 6];
     loop {
         let timeout = if receive_more || transmit_more { 0 } else { -1 };
         let count_ready = match events.epoll.wait(timeout, &mut ready) {
@@ -90,6 +101,14 @@ pub(super) fn run(
                 }
                 TRANSMIT_KICK => {
                     let _ = events.transmit_kick.read();
+                    transmit_more = true;
+                }
+                RECEIVE_ALLOWED => {
+                    events.throttles.receive.acknowledge();
+                    receive_more = true;
+                }
+                TRANSMIT_ALLOWED => {
+                    events.throttles.transmit.acknowledge();
                     transmit_more = true;
                 }
                 _ => {

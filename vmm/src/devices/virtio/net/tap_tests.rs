@@ -10,9 +10,10 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_GUEST_CSUM;
 
-use super::Net;
 use super::driver::{Driver, TestInterrupt, memory};
 use super::header::HEADER_BYTES;
+use super::{Net, NetThrottles};
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
 
@@ -133,7 +134,11 @@ impl Guest {
         let (receive, receive_queue) = Driver::new(&memory, 0x1_0000, QUEUE);
         let (transmit, transmit_queue) = Driver::new(&memory, 0x2_0000, QUEUE);
         let interrupt = Arc::new(TestInterrupt::default());
-        let mut device = Net::new(tap, MAC, None, Arc::default(), Worker::unconfined());
+        let throttles = NetThrottles {
+            receive: Throttle::open(),
+            transmit: Throttle::open(),
+        };
+        let mut device = Net::new(tap, MAC, None, Arc::default(), throttles, Worker::unconfined());
         device
             .activate(Activation {
                 memory,

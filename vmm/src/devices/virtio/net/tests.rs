@@ -16,9 +16,10 @@ use super::driver::{Driver, INDIRECT, NEXT, WRITE, memory};
 use super::header::HEADER_BYTES;
 use super::rx::Receive;
 use super::tx::Transmit;
-use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Net};
+use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Net, NetThrottles};
 use crate::control::Metrics;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Worker;
 use crate::metrics::Counters;
 
@@ -47,7 +48,13 @@ impl Sender {
         let memory = memory();
         let (driver, queue) = Driver::new(&memory, RINGS, 64);
         let counters = Arc::new(Counters::default());
-        let transmit = Transmit::new(queue.queue, memory, features, Arc::clone(&counters));
+        let transmit = Transmit::new(
+            queue.queue,
+            memory,
+            features,
+            Arc::clone(&counters),
+            Throttle::open(),
+        );
         let (tap, host) = tap();
         Self {
             driver,
@@ -220,7 +227,13 @@ impl Receiver {
         let memory = memory();
         let (driver, queue) = Driver::new(&memory, RINGS, size);
         let counters = Arc::new(Counters::default());
-        let receive = Receive::new(queue.queue, memory, features, Arc::clone(&counters));
+        let receive = Receive::new(
+            queue.queue,
+            memory,
+            features,
+            Arc::clone(&counters),
+            Throttle::open(),
+        );
         let (tap, host) = tap();
         let buffers = vec![0; usize::from(size)];
         Self {
@@ -373,6 +386,10 @@ fn configuration_holds_mac_and_mtu() {
         [2, 0, 0, 1, 2, 3],
         Some(1500),
         Arc::default(),
+        NetThrottles {
+            receive: Throttle::open(),
+            transmit: Throttle::open(),
+        },
         Worker::unconfined(),
     );
     let mut config = [0xaa; 16];

@@ -10,6 +10,7 @@ use super::buffers::{ChainBuffers, Direction};
 use super::header::{self, HEADER_BYTES};
 use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
 use crate::devices::virtio::QueuePosition;
+use crate::devices::virtio::throttle::Throttle;
 use crate::metrics::{Counters, count};
 
 /// Destination, source and type: no frame is shorter.
@@ -20,17 +21,25 @@ pub(super) struct Transmit {
     memory: GuestMemoryMmap,
     features: u64,
     counters: Arc<Counters>,
+    throttle: Arc<Throttle>,
     /// Kept between frames to save its allocation; empty in between, so it never outlives what it points to.
     iovecs: Vec<libc::iovec>,
 }
 
 impl Transmit {
-    pub(super) fn new(queue: Queue, memory: GuestMemoryMmap, features: u64, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        memory: GuestMemoryMmap,
+        features: u64,
+        counters: Arc<Counters>,
+        throttle: Arc<Throttle>,
+    ) -> Self {
         Self {
             queue,
             memory,
             features,
             counters,
+            throttle,
             iovecs: Vec::new(),
         }
     }
@@ -39,7 +48,8 @@ impl Transmit {
         QueuePosition::of(&self.queue)
     }
 
-    /// Sends what the driver has offered, at most [`FRAMES_PER_RUN`] frames. An error is a broken ring.
+    /// Sends what the driver has offered, as far as the limits go, at most [`FRAMES_PER_RUN`] frames. An error is a broken
+    /// ring.
     pub(super) fn run(&mut self, tap: &OwnedFd) -> Result<Progress, QueueError> {
         self.queue.disable_notification(&self.memory)?;
         let mut progress = Progress::default();
@@ -52,15 +62,29 @@ impl Transmit {
                 return Ok(progress);
             };
             let head = chain.head_index();
-            match ChainBuffers::new(
+            let buffers = ChainBuffers::new(
                 &self.memory,
                 chain,
                 Direction::DriverToDevice,
                 HEADER_BYTES + MAX_FRAME_BYTES,
-            ) {
-                Ok(buffers) => send(tap, buffers, self.features, &self.counters, &mut self.iovecs),
-                Err(_) => count(&self.counters.device_errors, 1),
+            );
+            let frame_bytes = buffers
+                .as_ref()
+                .map_or(0, |buffers| buffers.len().saturating_sub(HEADER_BYTES));
+            if !self.throttle.allows(frame_bytes as u64) {
+                // The throttle's timer makes the next run, not a kick.
+                self.queue.go_to_previous_position();
+                progress.signal |= self.queue.needs_notification(&self.memory)?;
+                return Ok(progress);
             }
+            let sent = match buffers {
+                Ok(buffers) => send(tap, buffers, self.features, &self.counters, &mut self.iovecs),
+                Err(_) => {
+                    count(&self.counters.device_errors, 1);
+                    0
+                }
+            };
+            self.throttle.charge(1, sent);
             self.queue.add_used(&self.memory, head, 0)?;
         }
         progress.signal |= self.queue.needs_notification(&self.memory)?;
@@ -69,17 +93,18 @@ impl Transmit {
     }
 }
 
-/// Sends one frame. A frame that the tap does not take is lost, as on any wire.
+/// Sends one frame; returns how many bytes have left, without the header. A frame that the tap does not take is lost, as
+/// on any wire.
 fn send(
     tap: &OwnedFd,
     buffers: ChainBuffers<'_>,
     features: u64,
     counters: &Counters,
     iovecs: &mut Vec<libc::iovec>,
-) {
+) -> u64 {
     if buffers.len() < HEADER_BYTES + ETHERNET_HEADER_BYTES {
         count(&counters.device_errors, 1);
-        return;
+        return 0;
     }
     let (front, frame) = buffers.split_at(HEADER_BYTES);
     let mut header = [0; HEADER_BYTES];
@@ -87,7 +112,7 @@ fn send(
     // The header is checked and sent from this copy, so the driver cannot change it in between.
     let Some(mut header) = header::accepted(header, features) else {
         count(&counters.device_errors, 1);
-        return;
+        return 0;
     };
     iovecs.clear();
     iovecs.push(libc::iovec {
@@ -103,10 +128,14 @@ fn send(
         Ok(_) => {
             count(&counters.net_tx_packets, 1);
             count(&counters.net_tx_bytes, frame.len() as u64);
+            frame.len() as u64
         }
         // The kernel refuses what contradicts itself (offsets outside the frame, lengths).
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => count(&counters.device_errors, 1),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            count(&counters.device_errors, 1);
+            0
+        }
         // The interface is down, gone or full.
-        Err(_) => {}
+        Err(_) => 0,
     }
 }

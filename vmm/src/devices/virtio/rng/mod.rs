@@ -8,7 +8,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::worker::{QueueService, Worker};
+use super::throttle::Throttle;
+use super::worker::{QueueService, Served, Worker};
 use super::{ActivateError, Activation, QueuePosition, VirtioDevice};
 use crate::metrics::{Counters, count};
 
@@ -19,12 +20,17 @@ const MAX_BYTES: usize = 4096;
 /// The device.
 pub struct Rng {
     counters: Arc<Counters>,
+    throttle: Arc<Throttle>,
     worker: Worker,
 }
 
 impl Rng {
-    pub fn new(counters: Arc<Counters>, worker: Worker) -> Self {
-        Self { counters, worker }
+    pub fn new(counters: Arc<Counters>, throttle: Arc<Throttle>, worker: Worker) -> Self {
+        Self {
+            counters,
+            throttle,
+            worker,
+        }
     }
 }
 
@@ -53,9 +59,12 @@ impl VirtioDevice for Rng {
         } = activation;
         for queue in queues {
             let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
-            let counters = counters.clone();
-            self.worker
-                .serve(move |stop| service.run(stop, |memory, chain| serve(memory, chain, &counters)))?;
+            let (counters, throttle) = (counters.clone(), self.throttle.clone());
+            self.worker.serve(move |stop| {
+                service.run(stop, &throttle, |memory, chain| {
+                    serve(memory, chain, &counters, &throttle)
+                })
+            })?;
         }
         Ok(())
     }
@@ -65,8 +74,21 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// Fills the chain, as far as one request goes; returns how many bytes were written.
-fn serve(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>, counters: &Counters) -> u32 {
+/// Fills the chain, as far as one request goes, if the limits allow it.
+fn serve(
+    memory: &GuestMemoryMmap,
+    chain: DescriptorChain<&GuestMemoryMmap>,
+    counters: &Counters,
+    throttle: &Throttle,
+) -> Served {
+    let room: u64 = chain
+        .clone()
+        .writable()
+        .map(|buffer| u64::from(buffer.len()))
+        .sum();
+    if !throttle.allows(room.min(MAX_BYTES as u64)) {
+        return Served::Throttled;
+    }
     let mut random = [0u8; MAX_BYTES];
     let mut written = 0;
     for descriptor in chain.writable() {
@@ -85,8 +107,9 @@ fn serve(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>, cou
         count(&counters.device_errors, 1);
     }
     count(&counters.entropy_bytes, written as u64);
+    throttle.charge(1, written as u64);
     // At most `MAX_BYTES`.
-    written as u32
+    Served::Done(written as u32)
 }
 
 /// Random bytes from the host (getrandom(2)).

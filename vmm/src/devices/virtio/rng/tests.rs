@@ -1,12 +1,20 @@
 //! The entropy device as its driver sees it.
 
+use std::time::{Duration, Instant};
+
 use super::*;
+use crate::config::LimitsConfig;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::net::driver::{Driver, TestInterrupt, memory};
+use crate::jail::Thread;
 
 fn start() -> (Rng, Driver, Arc<TestInterrupt>, Arc<Counters>) {
+    start_with(Throttle::open(), Worker::unconfined())
+}
+
+fn start_with(throttle: Arc<Throttle>, worker: Worker) -> (Rng, Driver, Arc<TestInterrupt>, Arc<Counters>) {
     let counters = Arc::new(Counters::default());
-    let mut rng = Rng::new(counters.clone(), Worker::unconfined());
+    let mut rng = Rng::new(counters.clone(), throttle, worker);
     let memory = memory();
     let (driver, queue) = Driver::new(&memory, 0x10_0000, 64);
     let interrupt = Arc::new(TestInterrupt::default());
@@ -57,4 +65,81 @@ fn buffers_that_cannot_be_written_are_returned_empty_and_counted() {
     }
     rng.stop();
     assert_eq!(counters.snapshot().device_errors, 3);
+}
+
+fn throttle(limits: LimitsConfig) -> Arc<Throttle> {
+    Arc::new(
+        Throttle::new(Some(limits), Arc::default(), |counters| {
+            &counters.entropy_throttled
+        })
+        .unwrap(),
+    )
+}
+
+#[test]
+fn a_limited_device_gives_its_burst_and_waits_until_its_limits_change() {
+    // 64 seconds for the next buffer.
+    let throttle = throttle(LimitsConfig::bytes(1, 128));
+    let (mut rng, mut driver, interrupt, counters) = start_with(throttle.clone(), Worker::unconfined());
+    for _ in 0..5 {
+        driver.offer(&[(0x1000, 64)], true);
+    }
+    for _ in 0..2 {
+        assert_eq!(driver.wait_used(&interrupt).1, 64);
+    }
+    throttle.wait_until_throttled(1);
+    assert_eq!(driver.take_used(), None);
+    assert_eq!(counters.snapshot().entropy_bytes, 128);
+    throttle.change(None);
+    for _ in 0..3 {
+        assert_eq!(driver.wait_used(&interrupt).1, 64);
+    }
+    rng.stop();
+}
+
+#[test]
+fn a_buffer_larger_than_a_request_counts_as_what_it_gets() {
+    let throttle = throttle(LimitsConfig::bytes(1, 3 * MAX_BYTES as u64));
+    let (mut rng, mut driver, interrupt, _) = start_with(throttle.clone(), Worker::unconfined());
+    for _ in 0..4 {
+        driver.offer(&[(0x1000, 1 << 20)], true);
+    }
+    for _ in 0..3 {
+        assert_eq!(driver.wait_used(&interrupt).1, MAX_BYTES as u32);
+    }
+    throttle.wait_until_throttled(1);
+    rng.stop();
+}
+
+#[test]
+fn a_device_that_waits_stops_at_once() {
+    let throttle = throttle(LimitsConfig::bytes(1, 128));
+    let (mut rng, mut driver, interrupt, _) = start_with(throttle.clone(), Worker::unconfined());
+    for _ in 0..3 {
+        driver.offer(&[(0x1000, 128)], true);
+    }
+    driver.wait_used(&interrupt);
+    throttle.wait_until_throttled(1);
+    let start = Instant::now();
+    let positions = rng.stop();
+    assert!(
+        start.elapsed() < Duration::from_secs(60),
+        "the wait is 128 seconds"
+    );
+    assert_eq!(positions[0].next_avail, 1);
+}
+
+#[test]
+fn a_confined_thread_can_wait_and_is_no_faster_than_the_rate() {
+    let start = Instant::now();
+    let throttle = throttle(LimitsConfig::ops(100, 1));
+    let (mut rng, mut driver, interrupt, _) = start_with(throttle, Worker::confined(Thread::Rng));
+    for _ in 0..5 {
+        driver.offer(&[(0x1000, 64)], true);
+    }
+    for _ in 0..5 {
+        driver.wait_used(&interrupt);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(40));
+    rng.stop();
 }
