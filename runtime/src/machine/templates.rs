@@ -64,8 +64,8 @@ pub(super) struct Shape {
     vcpus: u32,
     memory_mib: u32,
     images: usize,
-    network: bool,
-    mtu: u16,
+    /// Of the network device, if there is one.
+    mtu: Option<u16>,
 }
 
 impl Shape {
@@ -74,8 +74,7 @@ impl Shape {
             vcpus: spec.cpu_units.div_ceil(UNITS_PER_VCPU).max(1),
             memory_mib: spec.memory_mib,
             images: spec.images.len(),
-            network: spec.tap.is_some(),
-            mtu: spec.mtu,
+            mtu: spec.tap.is_some().then_some(spec.mtu),
         }
     }
 
@@ -84,15 +83,10 @@ impl Shape {
             vcpus,
             memory_mib,
             images,
-            network,
             mtu,
         } = self;
-        let net = if *network {
-            format!("net{mtu}")
-        } else {
-            "alone".into()
-        };
-        format!("{vcpus}x{memory_mib}-{images}-{net}")
+        let network = mtu.map_or_else(|| "alone".to_owned(), |mtu| format!("net{mtu}"));
+        format!("{vcpus}x{memory_mib}-{images}-{network}")
     }
 }
 
@@ -288,12 +282,12 @@ impl Templates {
                 .map(|index| (image_drive(index), placeholder.clone()))
                 .collect(),
             tap: shape
-                .network
-                .then(template_tap)
+                .mtu
+                .map(|_| template_tap())
                 .transpose()
                 .map_err(super::host_error)?,
             mac: MAC.to_owned(),
-            mtu: shape.mtu,
+            mtu: shape.mtu.unwrap_or_default(),
         };
         let task = spec.task.clone();
         let done = match starter.start(Arc::new(spec), start, ()).await {
@@ -354,7 +348,7 @@ mod tests {
             |spec: &mut MachineSpec| spec.cpu_units = 1025,
             |spec: &mut MachineSpec| spec.memory_mib = 1024,
             |spec: &mut MachineSpec| spec.images.push(("image-1".into(), "a".into())),
-            |spec: &mut MachineSpec| spec.mtu = 9000,
+            |spec: &mut MachineSpec| spec.tap = Some(File::open("/dev/null").unwrap().into()),
         ] {
             let mut other = spec();
             change(&mut other);
