@@ -1,0 +1,34 @@
+//! The queue of an entropy device, served on the caller's thread.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::devices::virtio::worker::QueueService;
+use crate::devices::virtio::{ActivateError, ActiveQueue, Interrupt};
+use crate::metrics::Counters;
+
+pub struct RngQueue {
+    service: QueueService,
+    counters: Counters,
+}
+
+impl RngQueue {
+    pub fn new(
+        memory: GuestMemoryMmap,
+        queue: ActiveQueue,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Result<Self, ActivateError> {
+        Ok(Self {
+            service: QueueService::new(queue, memory, interrupt)?,
+            counters: Counters::default(),
+        })
+    }
+
+    /// What a kick has the device's thread do; about `most` requests. False for a broken queue.
+    pub fn kick(&mut self, most: usize) -> io::Result<bool> {
+        let Self { service, counters } = self;
+        service.serve_now(most, |memory, chain| super::serve(memory, chain, counters))
+    }
+}
