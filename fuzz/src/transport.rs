@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-use berth_vmm::bus::BusDevice;
+use berth_vmm::bus::Bus;
 use berth_vmm::devices::virtio::VirtioDevice;
 use berth_vmm::devices::virtio::block::Block;
-use berth_vmm::devices::virtio::mmio::{MmioTransport, RegisterPages};
+use berth_vmm::devices::virtio::mmio::{MmioTransport, PAGE_BYTES, RegisterPages};
 use berth_vmm::devices::virtio::net::Net;
 use berth_vmm::devices::virtio::rng::Rng;
 use berth_vmm::devices::virtio::vsock::Vsock;
@@ -31,16 +31,24 @@ const STATUS: u64 = 0x70;
 /// Descriptors, driver area, device area; low halves, each with its high half four bytes after.
 const AREAS: [u64; 3] = [0x80, 0x90, 0xa0];
 
-/// A disk of 64 KiB.
+/// Size of a disk.
+pub const DISK_BYTES: u64 = 16 << 10;
+
+/// A disk of [`DISK_BYTES`].
 pub fn disk() -> File {
-    let file = File::from(memfd_create(c"disk", MFdFlags::MFD_CLOEXEC).expect("a file in memory can be made"));
-    file.set_len(64 << 10).expect("a file in memory can grow");
+    let file =
+        File::from(memfd_create(c"disk", MFdFlags::MFD_CLOEXEC).expect("a file in memory can be made"));
+    file.set_len(DISK_BYTES).expect("a file in memory can grow");
     file
 }
 
-/// A transport and what a driver has of it.
+/// Where the registers begin.
+const BASE: u64 = 0xd000_0000;
+
+/// A transport on a bus, and what a driver has of it.
 pub struct Transport {
-    pub transport: MmioTransport,
+    pub transport: Arc<MmioTransport>,
+    bus: Bus,
     kicks: Vec<EventFd>,
     queues: u64,
 }
@@ -52,13 +60,21 @@ impl Transport {
         let worker = Worker::new("device", Jail::NONE, Thread::Main).expect("a thread can be made");
         let device: Box<dyn VirtioDevice> = match kind % 4 {
             0 => Box::new(Rng::new(counters.clone(), worker)),
-            1 => Box::new(Block::new(disk(), "fuzz", false, counters.clone(), worker).expect("a disk has sectors")),
+            1 => Box::new(
+                Block::new(disk(), "fuzz", false, counters.clone(), worker).expect("a disk has sectors"),
+            ),
             2 => Box::new(Vsock::new(3, counters.clone(), worker).0),
             _ => {
                 // Not a tap, so the device refuses to go to work.
                 let (near, _) = UnixDatagram::pair().expect("a socket pair can be made");
                 let tap = OwnedFd::from(near);
-                Box::new(Net::new(tap, [2, 0, 0, 0, 0, 1], Some(1500), counters.clone(), worker))
+                Box::new(Net::new(
+                    tap,
+                    [2, 0, 0, 0, 0, 1],
+                    Some(1500),
+                    counters.clone(),
+                    worker,
+                ))
             }
         };
         let queues = device.queue_sizes().len() as u64;
@@ -70,8 +86,13 @@ impl Transport {
         transport
             .for_each_kick(|_, kick| kick.try_clone().map(|kick| kicks.push(kick)))
             .expect("an event can be cloned");
+        let transport = Arc::new(transport);
+        let mut bus = Bus::default();
+        bus.insert(BASE..BASE + PAGE_BYTES as u64, transport.clone())
+            .expect("the bus is empty");
         Self {
             transport,
+            bus,
             kicks,
             queues,
         }
@@ -82,13 +103,23 @@ impl Transport {
         let _ = self.kicks[queue].write(1);
     }
 
+    /// An access by a vcpu; whatever is not wholly in the registers does not come to the transport.
+    pub fn access(&self, offset: u64, write: bool, data: &mut [u8]) {
+        let address = BASE.wrapping_add(offset);
+        if write {
+            self.bus.write(address, data);
+        } else {
+            self.bus.read(address, data);
+        }
+    }
+
     pub fn write(&self, offset: u64, value: u32) {
-        self.transport.write(offset, &value.to_le_bytes());
+        self.access(offset, true, &mut value.to_le_bytes());
     }
 
     pub fn read(&self, offset: u64) -> u32 {
         let mut value = [0; 4];
-        self.transport.read(offset, &mut value);
+        self.access(offset, false, &mut value);
         u32::from_le_bytes(value)
     }
 

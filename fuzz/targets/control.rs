@@ -129,8 +129,8 @@ fuzz_target!(|data: &[u8]| {
 
 fn connect(server: &mut ControlServer) -> Client {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
-        .expect("a socket pair can be made");
+    let (near, far) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("a socket pair can be made");
     server.adopt(near);
     Client::from_fd(far)
 }

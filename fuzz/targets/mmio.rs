@@ -5,7 +5,6 @@
 use berth_fuzz::driver::RING_STEPS;
 use berth_fuzz::transport::Transport;
 use berth_fuzz::{Guest, Input};
-use berth_vmm::bus::BusDevice;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -19,14 +18,10 @@ fuzz_target!(|data: &[u8]| {
         match step % 16 {
             0 | 1 => device.write(u64::from(input.u8()) * 4, input.u32()),
             2 => device.write(u64::from(input.u8() % 64) * 4, input.u8().into()),
-            3 => {
-                let offset = input.number();
-                device.transport.write(offset, input.some_bytes());
-            }
-            4 => {
-                let offset = input.number();
-                let mut data = vec![0; usize::from(input.u8())];
-                device.transport.read(offset, &mut data);
+            3 | 4 => {
+                let (offset, write) = (input.number(), input.flag());
+                let mut data = input.some_bytes().to_vec();
+                device.access(offset, write, &mut data);
             }
             5 => {
                 let left_out = match input.u8() % 4 {

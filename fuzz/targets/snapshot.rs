@@ -48,7 +48,8 @@ fn sealed(content: &[u8]) -> Vec<u8> {
 fn read(bytes: &[u8]) -> Result<MachineState, SnapshotError> {
     let file = memfd_create(c"state", MFdFlags::MFD_CLOEXEC).expect("a file in memory can be made");
     let file = File::from(file);
-    file.write_all_at(bytes, 0).expect("a file in memory can be written");
+    file.write_all_at(bytes, 0)
+        .expect("a file in memory can be written");
     snapshot::read(&file)
 }
 
