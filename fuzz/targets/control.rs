@@ -1,5 +1,5 @@
-//! Clients of the control socket that send what they like, and a guest that connects in between. Whatever the server sends
-//! is a message of the protocol.
+//! Clients of the control socket that send what they like, and a guest that connects in between: whatever the server sends
+//! is a message of the protocol. The other way round, a machine that sends its client what it likes.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -74,8 +74,38 @@ fn stream() -> OwnedFd {
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
+    match input.u8() % 4 {
+        0 => hostile_machine(&mut input),
+        shape => hostile_clients(&mut input, shape == 1),
+    }
+});
+
+/// Messages and descriptors before a client asks for anything.
+fn hostile_machine(input: &mut Input) {
+    let (machine, client) = pair();
+    let client = Client::from_fd(client);
+    while let Some(step) = input.step() {
+        let descriptors: Vec<_> = (0..step & 3).map(|_| stream()).collect();
+        let message = match step >> 2 & 3 {
+            0 => input.some_bytes().to_vec(),
+            1 => br#"{"message":"vsock_connection","port":7}"#.to_vec(),
+            2 => br#"{"message":"reply","id":1,"outcome":"done"}"#.to_vec(),
+            _ => {
+                let mut message = br#"{"message":"reply","id":1,"outcome":"#.to_vec();
+                message.extend(input.some_bytes());
+                message
+            }
+        };
+        let _ = send(&machine, &message, &descriptors);
+    }
+    if client.request(Command::Info).is_ok() {
+        while client.recv().is_ok() {}
+    }
+}
+
+fn hostile_clients(input: &mut Input, no_vsock: bool) {
     let machine = Machine {
-        vsock: !input.flag(),
+        vsock: !no_vsock,
         listener: Mutex::default(),
         callers: Mutex::default(),
     };
@@ -91,15 +121,15 @@ fuzz_target!(|data: &[u8]| {
         }
         let client = &clients[&name];
         match step % 16 {
-            0..=2 => _ = send(client, input.some_bytes(), None),
-            3 => _ = send(client, input.some_bytes(), Some(stream())),
+            0..=2 => _ = send(client, input.some_bytes(), &[]),
+            3 => _ = send(client, input.some_bytes(), &[stream()]),
             4..=7 => {
                 let request = Request {
                     id: input.number(),
-                    command: command(&mut input),
+                    command: command(input),
                 };
                 let message = serde_json::to_vec(&request).expect("a request can be encoded");
-                _ = send(client, &message, None);
+                _ = send(client, &message, &[]);
             }
             8 => drop(clients.remove(&name)),
             9 => {
@@ -125,12 +155,15 @@ fuzz_target!(|data: &[u8]| {
     server.turn(&machine).expect("events can be waited for");
     server.finish(&machine);
     clients.values().for_each(receive_all);
-});
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("a socket pair can be made")
+}
 
 fn connect(server: &mut ControlServer) -> Client {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let (near, far) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("a socket pair can be made");
+    let (near, far) = pair();
     server.adopt(near);
     Client::from_fd(far)
 }
@@ -151,12 +184,12 @@ fn command(input: &mut Input) -> Command {
     }
 }
 
-fn send(client: &Client, bytes: &[u8], descriptor: Option<OwnedFd>) -> nix::Result<usize> {
-    let raw: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+fn send(to: &impl AsRawFd, bytes: &[u8], descriptors: &[OwnedFd]) -> nix::Result<usize> {
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage] = if raw.is_empty() { &[] } else { &rights };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<UnixAddr>(client.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)
+    sendmsg::<UnixAddr>(to.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)
 }
 
 fn receive_all(client: &Client) {

@@ -1,5 +1,6 @@
 //! One run of one target: its command line, what libFuzzer says meanwhile, and what comes of it.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -119,10 +120,8 @@ impl Report {
 
 /// Fuzzes for so long, or to the first crash.
 pub(super) fn run(target: Target, program: &Path, inputs: &Inputs, seconds: u64) -> Result<Outcome> {
-    let mut prefix = inputs.crashes.clone().into_os_string();
-    prefix.push("/");
-    let mut artifact_prefix = std::ffi::OsString::from("-artifact_prefix=");
-    artifact_prefix.push(prefix);
+    let mut artifact_prefix = OsString::from("-artifact_prefix=");
+    artifact_prefix.push(inputs.crashes.join(""));
     let mut command = Command::new(program);
     command
         .args(LIMITS)
@@ -133,6 +132,7 @@ pub(super) fn run(target: Target, program: &Path, inputs: &Inputs, seconds: u64)
         .arg(artifact_prefix)
         // libFuzzer adds to the first folder and only reads the others.
         .args([&inputs.found, &inputs.kept])
+        .env("RUST_BACKTRACE", "0")
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let shown = show(&command);
