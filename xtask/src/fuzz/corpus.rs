@@ -19,7 +19,7 @@ const MOST_KEPT_BYTES: u64 = 24 << 10;
 pub(super) struct Inputs {
     /// In the repository; every run starts from them.
     pub(super) kept: PathBuf,
-    /// In the build folder; grows with every run.
+    /// In the build folder.
     pub(super) found: PathBuf,
     /// For inputs that crash, each file's name beginning with the kind of crash.
     pub(super) crashes: PathBuf,
@@ -28,14 +28,20 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Sees to it that the folders are there.
-    pub(super) fn of(target: Target, folder: &Path) -> Result<Self> {
+    /// Sees to it that the folders are there. What was found grows from run to run, or is `forgotten`.
+    pub(super) fn of(target: Target, folder: &Path, forgotten: bool) -> Result<Self> {
         let inputs = Self {
             kept: workspace::root().join(format!("fuzz/corpus/{target}")),
-            found: folder.join(format!("found/{target}")),
+            found: folder
+                .join(if forgotten { "brief" } else { "found" })
+                .join(target.to_string()),
             crashes: folder.join(format!("crashes/{target}")),
             log: folder.join(format!("{target}.log")),
         };
+        if forgotten {
+            // It may not be there.
+            drop(fs::remove_dir_all(&inputs.found));
+        }
         for folder in [&inputs.kept, &inputs.found, &inputs.crashes] {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }

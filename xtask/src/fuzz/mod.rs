@@ -98,7 +98,7 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         };
         return run::again(&programs.join(target.to_string()), input);
     }
-    let outcomes = fuzz(&programs, targets, options.seconds, &Corpus::Grown)?;
+    let outcomes = fuzz(&programs, targets, options.seconds, Found::Kept)?;
     for (target, outcome) in &outcomes {
         println!("{target}: {outcome}");
     }
@@ -112,16 +112,17 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
     Ok(u8::from(crashed > 0))
 }
 
-/// Whether a run adds to the inputs that are kept.
-enum Corpus {
-    Grown,
-    AsItIs,
+/// What becomes of the inputs that a run finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Kept,
+    Forgotten,
 }
 
 /// Runs all targets briefly from the inputs that are kept. An error if anything crashes.
 pub(crate) fn briefly(consent: Consent, seconds: u64) -> Result<()> {
     let programs = build(consent)?;
-    let outcomes = fuzz(&programs, Target::value_variants(), seconds, &Corpus::AsItIs)?;
+    let outcomes = fuzz(&programs, Target::value_variants(), seconds, Found::Forgotten)?;
     let crashes: Vec<_> = outcomes
         .iter()
         .filter_map(|(target, outcome)| outcome.crash.as_ref().map(|crash| (target, crash)))
@@ -175,25 +176,20 @@ fn build(consent: Consent) -> Result<PathBuf> {
     Ok(folder.join(TRIPLE).join("release"))
 }
 
-fn fuzz(
-    programs: &Path,
-    targets: &[Target],
-    seconds: u64,
-    corpus: &Corpus,
-) -> Result<Vec<(Target, Outcome)>> {
+fn fuzz(programs: &Path, targets: &[Target], seconds: u64, found: Found) -> Result<Vec<(Target, Outcome)>> {
     let mut outcomes = Vec::with_capacity(targets.len());
     for &target in targets {
         let program = programs.join(target.to_string());
-        let inputs = corpus::Inputs::of(target, &folder())?;
+        let inputs = corpus::Inputs::of(target, &folder(), found == Found::Forgotten)?;
         let outcome = step(format!("fuzz {target}"), || {
             let outcome = run::run(target, &program, &inputs, seconds)?;
-            if let Corpus::Grown = corpus {
+            if found == Found::Kept && outcome.crash.is_none() {
                 inputs.keep(&program).context("cannot keep what was found")?;
             }
             Ok(outcome)
         })?;
         if let Some(crash) = &outcome.crash {
-            eprintln!("{}", crash.said);
+            eprintln!("    CRASHED:\n{}", crash.said);
         }
         outcomes.push((target, outcome));
     }
