@@ -123,29 +123,37 @@ impl Transport {
         u32::from_le_bytes(value)
     }
 
-    /// Does what a sound driver does to set the device up, without the bits of `left_out`; returns the rings.
-    pub fn set_up(&self, left_out: u64, size: u16) -> Vec<Rings> {
-        self.write(STATUS, 0);
-        self.write(STATUS, 1);
-        self.write(STATUS, 3);
+    /// Does what a sound driver does to set the device up, but for one write if `skipped` is not zero, and without the
+    /// features `left_out`. Returns the rings.
+    pub fn set_up(&self, skipped: u8, left_out: u64, size: u16) -> Vec<Rings> {
+        let mut written = 0;
+        let mut put = |offset: u64, value: u32| {
+            written += 1;
+            if written != skipped {
+                self.write(offset, value);
+            }
+        };
+        put(STATUS, 0);
+        put(STATUS, 1);
+        put(STATUS, 3);
         for half in 0..2 {
-            self.write(DEVICE_FEATURES_SEL, half);
-            self.write(DRIVER_FEATURES_SEL, half);
+            put(DEVICE_FEATURES_SEL, half);
+            put(DRIVER_FEATURES_SEL, half);
             let features = self.read(DEVICE_FEATURES) & !((left_out >> (32 * half)) as u32);
-            self.write(DRIVER_FEATURES, features);
+            put(DRIVER_FEATURES, features);
         }
-        self.write(STATUS, 11);
+        put(STATUS, 11);
         let rings: Vec<_> = (0..self.queues).map(|index| Rings::sized(index, size)).collect();
         for (index, rings) in (0..).zip(&rings) {
-            self.write(QUEUE_SEL, index);
-            self.write(QUEUE_SIZE, size.into());
+            put(QUEUE_SEL, index);
+            put(QUEUE_SIZE, size.into());
             for (register, area) in AREAS.into_iter().zip(rings.areas()) {
-                self.write(register, area as u32);
-                self.write(register + 4, 0);
+                put(register, area as u32);
+                put(register + 4, 0);
             }
-            self.write(QUEUE_READY, 1);
+            put(QUEUE_READY, 1);
         }
-        self.write(STATUS, 15);
+        put(STATUS, 15);
         rings
     }
 }

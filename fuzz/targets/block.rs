@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// Offers a request that is sound in its form.
 fn request(rings: &mut Rings, guest: &Guest, input: &mut Input) {
-    let (kind, sector) = (input.number() as u32, input.number());
+    let (kind, sector) = (input.number() as u32, sector(input));
     let mut content = Vec::from(kind.to_le_bytes());
     content.extend([0; 4]);
     content.extend(sector.to_le_bytes());
@@ -64,7 +64,7 @@ fn request(rings: &mut Rings, guest: &Guest, input: &mut Input) {
         // Ranges to discard or to make zero.
         let ranges = input.u8() % 4;
         for _ in 0..ranges {
-            content.extend(input.number().to_le_bytes());
+            content.extend(sector(input).to_le_bytes());
             content.extend((input.number() as u32).to_le_bytes());
             content.extend(u32::from(input.u8()).to_le_bytes());
         }
@@ -72,9 +72,21 @@ fn request(rings: &mut Rings, guest: &Guest, input: &mut Input) {
     } else {
         let writable = kind != 1;
         for _ in 0..input.u8() % 8 {
-            buffers.push((Guest::address(input), Guest::length(input), writable));
+            let length = match input.u8() {
+                sectors @ 0..0xe0 => u32::from(sectors % 4) * 512,
+                _ => Guest::length(input),
+            };
+            buffers.push((Guest::address(input), length, writable));
         }
     }
     buffers.push((Guest::address(input), 1, true));
     rings.offer(guest, &content, &buffers);
+}
+
+/// Mostly on the disk or just behind its end.
+fn sector(input: &mut Input) -> u64 {
+    match input.u8() {
+        near @ 0..0xf0 => u64::from(near) % (DISK_BYTES / 512 + 3),
+        _ => input.u64(),
+    }
 }

@@ -24,11 +24,12 @@ fuzz_target!(|data: &[u8]| {
                 device.access(offset, write, &mut data);
             }
             5 => {
-                let left_out = match input.u8() % 4 {
-                    0..=2 => 0,
-                    _ => input.u64(),
+                let (skipped, left_out) = match input.u8() % 8 {
+                    0..=4 => (0, 0),
+                    5 => (0, input.u64()),
+                    _ => (input.u8() % 64, 0),
                 };
-                rings = device.set_up(left_out, 2 << (input.u8() % 8));
+                rings = device.set_up(skipped, left_out, 2 << (input.u8() % 8));
             }
             6 => device.transport.reset(),
             7 if successors < 4 => {

@@ -67,7 +67,7 @@ fn changed(input: &mut Input) {
     let guest = Guest::default();
     let kind = input.u8();
     let device = Transport::new(kind, &guest);
-    let mut rings = device.set_up(0, 2 << (input.u8() % 8));
+    let mut rings = device.set_up(0, 0, 2 << (input.u8() % 8));
     for _ in 0..input.u8() % 8 {
         let which = usize::from(input.u8()) % rings.len();
         rings[which].step(input.u8() % RING_STEPS, &guest, input);

@@ -44,7 +44,8 @@ fuzz_target!(|data: &[u8]| {
                 let content = [&header[..], data].concat();
                 rings[1].offer(&guest, &content, &buffers);
             }
-            7 | 8 => {
+            7 => flood(&mut device, &mut rings[1], &guest, &mut input),
+            8 => {
                 let buffer = (Guest::address(&mut input), Guest::length(&mut input), true);
                 rings[0].offer(&guest, &[], &[buffer]);
             }
@@ -84,14 +85,39 @@ fn packet<'a>(input: &mut Input<'a>) -> (Vec<u8>, &'a [u8]) {
     let kind = of(8, 1, input) as u16;
     let room = of(16, 1 << 16, input) as u32;
     let taken = input.number() as u32;
+    let header = header(source, destination, ports, length, kind, op, [flags, room, taken]);
+    (header, data)
+}
+
+/// A header as it is on the wire; last its flags, the size of the sender's buffer, and what was taken out of it.
+fn header(
+    source: u64,
+    destination: u64,
+    ports: [u32; 2],
+    length: u32,
+    kind: u16,
+    op: u16,
+    last: [u32; 3],
+) -> Vec<u8> {
     let mut header = Vec::with_capacity(44);
     header.extend(source.to_le_bytes());
     header.extend(destination.to_le_bytes());
     header.extend(ports.map(u32::to_le_bytes).as_flattened());
     header.extend(length.to_le_bytes());
     header.extend([kind, op].map(u16::to_le_bytes).as_flattened());
-    header.extend([flags, room, taken].map(u32::to_le_bytes).as_flattened());
-    (header, data)
+    header.extend(last.map(u32::to_le_bytes).as_flattened());
+    header
+}
+
+/// Sends the same long packet of data again and again, until a window must be full.
+fn flood(device: &mut VsockQueues, rings: &mut Rings, guest: &Guest, input: &mut Input) {
+    let ports = [input.u8(), input.u8()].map(|port| u32::from(port % 4));
+    let length = u32::from(input.u16()) % 0x8000;
+    let header = header(GUEST_CID, HOST_CID, ports, length, 1, 5, [0, 1 << 16, 0]);
+    for _ in 0..input.u8() % 32 {
+        rings.offer(guest, &header, &[(0x6000, 44, false), (0x7000, length, false)]);
+        device.transmit();
+    }
 }
 
 /// From now on somebody takes connections, gives them back, or nobody is there.
