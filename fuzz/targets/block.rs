@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// Offers a request that is sound in its form.
 fn request(rings: &mut Rings, guest: &Guest, input: &mut Input) {
-    let (kind, sector) = (input.number() as u32, sector(input));
+    let (kind, sector) = (input.number() as u32, near_the_end(input));
     let mut content = Vec::from(kind.to_le_bytes());
     content.extend([0; 4]);
     content.extend(sector.to_le_bytes());
@@ -64,7 +64,7 @@ fn request(rings: &mut Rings, guest: &Guest, input: &mut Input) {
         // Ranges to discard or to make zero.
         let ranges = input.u8() % 4;
         for _ in 0..ranges {
-            content.extend(sector(input).to_le_bytes());
+            content.extend(near_the_end(input).to_le_bytes());
             content.extend((input.number() as u32).to_le_bytes());
             content.extend(u32::from(input.u8()).to_le_bytes());
         }
@@ -84,7 +84,7 @@ fn request(rings: &mut Rings, guest: &Guest, input: &mut Input) {
 }
 
 /// Mostly on the disk or just behind its end.
-fn sector(input: &mut Input) -> u64 {
+fn near_the_end(input: &mut Input) -> u64 {
     match input.u8() {
         near @ 0..0xf0 => u64::from(near) % (DISK_BYTES / 512 + 3),
         _ => input.u64(),
