@@ -11,6 +11,9 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod ending;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handed;
 pub mod jail;
 pub mod limits;

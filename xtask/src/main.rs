@@ -3,6 +3,7 @@
 mod bench;
 mod cpio;
 mod demo;
+mod fuzz;
 mod guest;
 mod kernel;
 mod lab;
@@ -14,7 +15,7 @@ mod tally;
 mod test;
 mod workspace;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -44,6 +45,8 @@ enum Task {
     Demo(demo::Options),
     /// Measures Berth
     Bench(bench::Options),
+    /// Feeds made-up input to whatever a guest or a client can reach
+    Fuzz(fuzz::Options),
     /// Formats the code
     Fmt,
     /// Holds one idle virtual machine open (the lab starts it)
@@ -61,7 +64,8 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Bench(options) => bench::run(&options),
-        Task::Fmt => step::run(Command::new(workspace::cargo()).args(["fmt", "--all"])).map(|()| 0),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Fmt => test::format(false).map(|()| 0),
         Task::Park => park::park().map(|()| 0),
     };
     match result {

@@ -42,6 +42,9 @@ pub(crate) const LAB: &[Package] = &[
     package("util-linux", "/usr/bin/setpriv"),
 ];
 
+/// For building the fuzz targets: libFuzzer itself is C++.
+pub(crate) const FUZZ: &[Package] = &[package("g++", "/usr/bin/g++")];
+
 /// For the tests: what Berth itself calls, and other people's tools that drive, feed and check it.
 pub(crate) const TESTS: &[Package] = &[
     package("erofs-utils", "/usr/bin/mkfs.erofs"),

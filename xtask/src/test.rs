@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the checks, the unit and property tests, and the end-to-end tests in one start of the lab,
+//! `cargo xtask test`: the checks, the unit and property tests, a moment of fuzzing, and the end-to-end tests in one start of the lab,
 //! each a step with a time; the last line totals all tests.
 
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use crate::product::Product;
 use crate::setup::{self, Consent};
 use crate::step::{capture, run as run_command, show, step};
 use crate::tally::{Tally, journal, passed_idly, summary_line};
-use crate::{lab, workspace};
+use crate::{fuzz, lab, workspace};
 
 /// The whole end-to-end suite ends well within this time, in seconds, even in the nested lab.
 const END_TO_END_LIMIT: u64 = 4200;
@@ -22,12 +22,15 @@ const END_TO_END_LIMIT: u64 = 4200;
 /// What the tests of the jail need besides the product itself.
 const PROBES: &str = "berth-vmm/jail-probes";
 
+/// Seconds that each target is fuzzed.
+const FUZZING_SECONDS: u64 = 3;
+
 /// How many labs one run of the suite may use up.
 const MOST_LABS: u32 = 8;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Only the checks, unit and property tests
+    /// Only the checks, unit and property tests, and a moment of fuzzing
     #[arg(long, conflicts_with = "e2e")]
     unit: bool,
     /// Only the end-to-end tests
@@ -52,14 +55,13 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         }
     };
     if !options.e2e {
-        note(step("format", || {
-            run_command(cargo().args(["fmt", "--all", "--check"]))
-        }));
+        note(step("format", || format(true)));
         note(step("lint", lint));
         note(step("unit and property tests", || {
             unit_tests(Consent::new(options.yes), &mut tally)
         }));
         note(licences(&mut tally));
+        note(fuzzing(Consent::new(options.yes), &mut tally));
     }
     if !options.unit {
         note(end_to_end(options, &mut tally));
@@ -81,6 +83,20 @@ fn cargo() -> Command {
 fn has(subcommand: &str) -> bool {
     let output = cargo().args([subcommand, "--version"]).output();
     output.is_ok_and(|output| output.status.success())
+}
+
+/// Formats all code, or looks whether it is formatted.
+pub(crate) fn format(check: bool) -> Result<()> {
+    // The fuzz targets are a workspace of their own.
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let mut fmt = cargo();
+        fmt.args(["fmt", "--all", "--manifest-path", manifest]);
+        if check {
+            fmt.arg("--check");
+        }
+        run_command(&mut fmt)?;
+    }
+    Ok(())
 }
 
 fn lint() -> Result<()> {
@@ -173,6 +189,19 @@ fn licences(tally: &mut Tally) -> Result<()> {
     step("licences", || {
         run_command(cargo().args(["deny", "check", "bans", "licenses", "sources"]))
     })
+}
+
+/// Runs every fuzz target for a moment: enough to see that it still builds, that no input once found crashes, and little more.
+fn fuzzing(consent: Consent, tally: &mut Tally) -> Result<()> {
+    if !fuzz::can_build() {
+        eprintln!(
+            "==> fuzzing: SKIPPED, there is no nightly compiler ({})",
+            fuzz::install_hint()
+        );
+        tally.skipped += 1;
+        return Ok(());
+    }
+    step("fuzzing", || fuzz::briefly(consent, FUZZING_SECONDS))
 }
 
 /// Builds the runtime's tests that need a real host; where they are, as the end-to-end suite wants to know it.

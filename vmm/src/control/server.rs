@@ -156,10 +156,17 @@ impl ControlServer {
                     ENDING => return Ok(()),
                     LISTENER => self.accept(),
                     CONNECTED => self.answer_connected(machine),
-                    client if event.event_set().contains(EventSet::IN) => self.serve(client, machine),
-                    client => self.drop_client(client, machine),
+                    client => self.on_client(client, event.event_set(), machine),
                 }
             }
+        }
+    }
+
+    fn on_client(&mut self, client: u64, events: EventSet, machine: &dyn Controlled) {
+        if events.contains(EventSet::IN) {
+            self.serve(client, machine);
+        } else {
+            self.drop_client(client, machine);
         }
     }
 
@@ -198,6 +205,11 @@ impl ControlServer {
             // No descriptor is left; the client stays in the listener's queue, and would wake this thread for ever.
             Err(_) => return self.listen(false),
         };
+        self.add_client(socket);
+    }
+
+    /// One client more, unless there are too many.
+    fn add_client(&mut self, socket: OwnedFd) {
         let token = self.next_client;
         let event = EpollEvent::new(EventSet::IN, token);
         if self.clients.len() < MAX_CLIENTS
@@ -402,5 +414,7 @@ impl Drop for ConnectAnswer {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,13 @@ pub struct Stop {
 }
 
 impl Stop {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            asked: AtomicBool::new(false),
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
     /// Cheap enough to look at between any two requests.
     pub fn asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
@@ -77,10 +84,7 @@ impl Worker {
 
     /// Starts a thread that waits for its device's driver.
     pub fn new(name: &str, jail: Jail, kind: Thread) -> io::Result<Self> {
-        let stop = Arc::new(Stop {
-            asked: AtomicBool::new(false),
-            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-        });
+        let stop = Arc::new(Stop::new()?);
         let (services, orders) = mpsc::channel::<Service>();
         let (ended, done) = mpsc::channel();
         let seen_by_thread = stop.clone();
@@ -278,4 +282,26 @@ enum QueueError {
     Broken(#[from] virtio_queue::Error),
     #[error("cannot wait for the driver: {0}")]
     Wait(io::Error),
+}
+
+#[cfg(feature = "fuzzing")]
+impl QueueService {
+    /// Serves what is in the queue on this thread, and stops after a batch when `most` requests were served. False for a
+    /// broken queue.
+    pub(crate) fn serve_now(
+        &mut self,
+        most: usize,
+        mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
+    ) -> io::Result<bool> {
+        let stop = Stop::new()?;
+        let mut served = 0;
+        let drained = self.drain(&stop, &mut |memory, chain| {
+            served += 1;
+            if served >= most {
+                stop.ask();
+            }
+            serve(memory, chain)
+        });
+        Ok(drained.is_ok())
+    }
 }

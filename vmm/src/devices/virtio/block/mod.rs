@@ -3,6 +3,8 @@
 
 mod device;
 mod disk;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod limit_tests;
 mod request;

@@ -4,6 +4,8 @@
 
 pub(crate) mod buffers;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod header;
 mod rx;
 mod service;

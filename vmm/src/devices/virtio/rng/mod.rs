@@ -120,5 +120,7 @@ fn fill(bytes: &mut [u8]) -> bool {
     got == bytes.len() as isize
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;

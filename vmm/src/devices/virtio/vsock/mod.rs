@@ -17,6 +17,8 @@ mod table;
 
 pub use device::Vsock;
 pub use handle::{ConnectDone, Listener, VsockHandle};
+#[cfg(feature = "fuzzing")]
+pub use service::fuzzing::VsockQueues;
 
 /// Size of each queue.
 const QUEUE_SIZE: u16 = 256;

@@ -1,5 +1,8 @@
 //! The thread of a vsock device: moves packets between the queues and the table of connections.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

@@ -124,6 +124,7 @@ impl Stream {
             let mut kept = vec![0; rest.len()];
             rest.read(&mut kept);
             self.backlog.extend(kept);
+            debug_assert!(self.backlog.len() <= self.window() as usize);
         }
     }
 
