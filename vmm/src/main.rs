@@ -110,9 +110,6 @@ fn enter_jail(config: &MachineConfig, handed: &Handed) -> Result<Jail, Box<dyn E
         return Ok(Jail::NONE);
     };
     let mut largest = MAX_CONFIG_BYTES.max(MAX_STATE_BYTES);
-    if let Some(memory) = &handed.memory {
-        largest = largest.max(memory.metadata()?.len());
-    }
     let writable = config
         .drives
         .iter()

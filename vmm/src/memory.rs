@@ -2,10 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::arch::layout;
+
+/// Pieces of a file that are mapped or left out: a huge page, so that what is left out can have some.
+const CHUNK_BYTES: u64 = 2 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -52,25 +59,158 @@ fn map_file(
     if bytes != u64::from(mib) << 20 {
         return Err(MemoryError::OtherSize { bytes, mib });
     }
-    let kind = if shared {
-        libc::MAP_SHARED
-    } else {
-        libc::MAP_PRIVATE
-    };
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, len) in ranges {
-        let file = file.try_clone().map_err(MemoryError::File)?;
-        let region = MmapRegion::build(
-            Some(FileOffset::new(file, offset)),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_NORESERVE | kind,
-        )
-        .map_err(|error| MemoryError::File(io::Error::other(error)))?;
+        let region = if shared {
+            let file = file.try_clone().map_err(MemoryError::File)?;
+            let from = FileOffset::new(file, offset);
+            let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
+            MmapRegion::build(Some(from), len, libc::PROT_READ | libc::PROT_WRITE, flags)
+                .map_err(|error| MemoryError::File(io::Error::other(error)))?
+        } else {
+            map_copy(&file, offset, len)?
+        };
         offset += len as u64;
         let region = GuestRegionMmap::new(region, start);
         regions.push(region.ok_or(MemoryError::OtherSize { bytes, mib })?);
     }
     GuestMemoryMmap::from_regions(regions).map_err(|error| MemoryError::File(io::Error::other(error)))
+}
+
+/// Maps a part of a file so that what is written stays here. Where the file has nothing, neither has the mapping: a page
+/// there comes from nowhere, as in a machine that boots, and not from a page of zeroes that the file is given first.
+fn map_copy(file: &File, offset: u64, len: usize) -> Result<MmapRegion, MemoryError> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_NORESERVE | libc::MAP_PRIVATE;
+    let region = MmapRegion::build(None, len, access, flags | libc::MAP_ANONYMOUS)
+        .map_err(|error| MemoryError::File(io::Error::other(error)))?;
+    for extent in extents(file, offset..offset + len as u64).map_err(MemoryError::File)? {
+        let start = (extent.start - offset) as usize;
+        let extent_len = (extent.end - extent.start) as usize;
+        // SAFETY: the extent lies within the region, which is this function's own and which nothing points into yet; it is
+        // replaced by a mapping of the same access that the region unmaps with the rest of it.
+        let mapped = unsafe {
+            libc::mmap(
+                region.as_ptr().add(start).cast(),
+                extent_len,
+                access,
+                flags | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                extent.start as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(MemoryError::File(io::Error::last_os_error()));
+        }
+    }
+    Ok(region)
+}
+
+/// Where in `range` the file has data, in chunks of [`CHUNK_BYTES`]; neighbours are one extent.
+fn extents(file: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut extents: Vec<Range<u64>> = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let data = match lseek(file, at as libc::off_t, Whence::SeekData) {
+            Ok(data) => data as u64,
+            // No data from here on.
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        if data >= range.end {
+            break;
+        }
+        let hole = lseek(file, data as libc::off_t, Whence::SeekHole)? as u64;
+        let start = (data & !(CHUNK_BYTES - 1)).max(range.start);
+        let end = hole.next_multiple_of(CHUNK_BYTES).min(range.end);
+        match extents.last_mut().filter(|last| last.end >= start) {
+            Some(last) => last.end = end,
+            None => extents.push(start..end),
+        }
+        at = end;
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const MIB: u32 = 32;
+
+    fn memory_file(bytes: u64) -> File {
+        let file = File::from(memfd_create("memory", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    fn map(file: &File, shared: bool) -> GuestMemoryMmap {
+        let file = file.try_clone().unwrap();
+        allocate(MIB, Some(MemoryFile { file, shared })).unwrap()
+    }
+
+    #[test]
+    fn what_a_guest_writes_goes_into_a_shared_file_and_stays_out_of_any_other() {
+        let file = memory_file(u64::from(MIB) << 20);
+        let at = GuestAddress(5 << 20);
+        map(&file, true).write_obj(1u8, at).unwrap();
+        let copies = [map(&file, false), map(&file, false)];
+        for (copy, value) in copies.iter().zip([2u8, 3]) {
+            assert_eq!(copy.read_obj::<u8>(at).unwrap(), 1);
+            copy.write_obj(value, at).unwrap();
+            // Where the file has nothing.
+            copy.write_obj(value, GuestAddress(20 << 20)).unwrap();
+        }
+        for (copy, value) in copies.iter().zip([2u8, 3]) {
+            assert_eq!(copy.read_obj::<u8>(at).unwrap(), value);
+            assert_eq!(copy.read_obj::<u8>(GuestAddress(20 << 20)).unwrap(), value);
+        }
+        assert_eq!(map(&file, true).read_obj::<u8>(at).unwrap(), 1);
+        let found = extents(&file, 0..32 << 20).unwrap();
+        assert_eq!(
+            found,
+            vec![Range {
+                start: 4 << 20,
+                end: 6 << 20
+            }]
+        );
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_refused() {
+        let file = memory_file(1 << 20);
+        let refused = allocate(MIB, Some(MemoryFile { file, shared: false }));
+        assert!(matches!(
+            refused,
+            Err(MemoryError::OtherSize {
+                bytes: 0x10_0000,
+                mib: MIB
+            })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_of_a_file_is_in_its_copy(offsets in proptest::collection::vec(0u64..32 << 20, 0..8)) {
+            let file = memory_file(u64::from(MIB) << 20);
+            for offset in &offsets {
+                file.write_all_at(&[7], *offset).unwrap();
+            }
+            let copy = map(&file, false);
+            for offset in &offsets {
+                prop_assert_eq!(copy.read_obj::<u8>(GuestAddress(*offset)).unwrap(), 7);
+            }
+            let found = extents(&file, 0..32 << 20).unwrap();
+            for pair in found.windows(2) {
+                prop_assert!(pair[0].end < pair[1].start);
+            }
+        }
+    }
 }

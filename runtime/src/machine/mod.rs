@@ -182,17 +182,25 @@ impl Host for LocalHost {
             let guard = Arc::new(self.lock(&spec.task).await);
             let spec = Arc::new(spec);
             let shape = Shape::of(&spec);
-            if let Some(clone) = self.templates.clone_of(&shape, &self.starter.binaries) {
-                match self.starter.start(spec.clone(), clone, guard.clone()).await {
+            let template = self.templates.find(&shape, &self.starter.binaries);
+            if let Some(template) = &template {
+                let cloned = match template.clone_start() {
+                    Ok(start) => self.starter.start(spec.clone(), start, guard.clone()).await,
+                    Err(error) => Err(error),
+                };
+                match cloned {
                     Ok(machine) => return Ok(Arc::new(machine) as Arc<dyn Machine>),
                     Err(error) => {
                         tracing::warn!(task = %spec.task, %error, "a clone did not start; the machine boots instead");
-                        self.templates.give_up(&shape);
                     }
                 }
             }
             let machine = self.starter.start(spec, Start::Boot, guard).await?;
-            self.templates.make_in_background(shape, &self.starter);
+            match template {
+                // What boots and does not start as a clone has a bad template.
+                Some(template) => self.templates.give_up(&shape, &template),
+                None => self.templates.make_in_background(shape, &self.starter),
+            }
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         })
     }

@@ -5,6 +5,7 @@
 //! long as this daemon runs and nothing that it was made from has changed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -31,6 +32,8 @@ const MAC: &str = "02:00:00:00:00:01";
 /// A disk for a drive that has none: the least there can be, which tells the guest to wait for the real one.
 const PLACEHOLDER_BYTES: u64 = 512;
 const PLACEHOLDER_FILE: &str = "placeholder";
+/// Most room on the disk that all templates together take: each some 35 MiB and 1/64 of its machine's memory.
+const MAX_BYTES: u64 = 4 << 30;
 
 /// What tasks share with each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,19 +114,31 @@ fn origin(binaries: &Binaries) -> io::Result<Origin> {
     ])
 }
 
-#[derive(Clone)]
 enum Slot {
-    /// Somebody makes it, or has failed to: it is not tried again.
+    /// Somebody makes it, or it did not work: it is not made again.
     Taken,
     Ready(Arc<Template>),
 }
 
-struct Template {
+/// A template, and its files for as long as anybody starts from it.
+pub(super) struct Template {
     dir: PathBuf,
     origin: Origin,
+    used: Mutex<Instant>,
 }
 
 impl Template {
+    /// A folder of its own for each that is made, so that no end of one meets the making of another.
+    fn make_folder(dir: &Path, shape: &Shape, origin: Origin) -> Result<Self, HostError> {
+        let dir = dir.join(format!("{}-{:08x}", shape.name(), rand::random::<u32>()));
+        fs::create_dir(&dir).map_err(|error| at(&dir, "make", &error))?;
+        Ok(Self {
+            dir,
+            origin,
+            used: Mutex::new(Instant::now()),
+        })
+    }
+
     fn memory(&self) -> PathBuf {
         self.dir.join("memory")
     }
@@ -132,13 +147,30 @@ impl Template {
         self.dir.join("state")
     }
 
-    /// How a clone starts. The files stay open, whatever becomes of their names.
-    fn clone_start(&self) -> Result<Start, HostError> {
+    /// How a clone starts. It can only read the files.
+    pub fn clone_start(&self) -> Result<Start, HostError> {
         let open = |path: PathBuf| File::open(&path).map_err(|error| at(&path, "open", &error));
+        *self.used() = Instant::now();
         Ok(Start::Clone {
             memory: open(self.memory())?,
             state: open(self.state())?,
         })
+    }
+
+    /// Bytes on the disk.
+    fn size(&self) -> u64 {
+        fs::metadata(self.memory()).map_or(0, |file| file.blocks() * 512)
+    }
+
+    fn used(&self) -> MutexGuard<'_, Instant> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Template {
+    /// Clones that run have the files open; only their names go.
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.dir));
     }
 }
 
@@ -172,45 +204,43 @@ impl Templates {
         })
     }
 
-    /// How a machine of this shape starts as a clone, if there is a template for it.
-    pub fn clone_of(&self, shape: &Shape, binaries: &Binaries) -> Option<Start> {
-        let template = match self.slots().get(shape)? {
+    /// The template of this shape, if there is one that is still good.
+    pub fn find(&self, shape: &Shape, binaries: &Binaries) -> Option<Arc<Template>> {
+        let mut slots = self.slots();
+        let template = match slots.get(shape)? {
             Slot::Ready(template) => template.clone(),
             Slot::Taken => return None,
         };
-        if origin(binaries).ok() != Some(template.origin) {
-            tracing::info!(
-                template = shape.name(),
-                "what a template was made from has changed"
-            );
-            self.forget(shape);
-            return None;
+        if origin(binaries).ok() == Some(template.origin) {
+            return Some(template);
         }
-        match template.clone_start() {
-            Ok(start) => Some(start),
-            Err(error) => {
-                tracing::warn!(template = shape.name(), %error, "a template is gone");
-                self.forget(shape);
-                None
-            }
-        }
+        tracing::info!(
+            template = shape.name(),
+            "what a template was made from has changed"
+        );
+        slots.remove(shape);
+        None
     }
 
     /// Makes a template of this shape in the background, unless there is one, or was one that did not work.
     pub fn make_in_background(self: &Arc<Self>, shape: Shape, starter: &Starter) {
-        if self.isolation == Isolation::Strict || self.slots().contains_key(&shape) {
+        if self.isolation == Isolation::Strict {
             return;
         }
-        self.slots().insert(shape, Slot::Taken);
+        match self.slots().entry(shape) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(slot) => slot.insert(Slot::Taken),
+        };
         let (this, starter) = (Arc::clone(self), starter.clone());
         tokio::spawn(async move {
             let _one_at_a_time = this.making.lock().await;
             let started = Instant::now();
             match this.make(shape, &starter).await {
                 Ok(template) => {
+                    this.slots().insert(shape, Slot::Ready(Arc::new(template)));
+                    this.keep_within(MAX_BYTES);
                     let milliseconds = started.elapsed().as_millis();
                     tracing::info!(template = shape.name(), milliseconds, "a template is ready");
-                    this.slots().insert(shape, Slot::Ready(Arc::new(template)));
                 }
                 Err(error) => {
                     tracing::warn!(template = shape.name(), %error, "no template: tasks of this shape boot each");
@@ -219,15 +249,33 @@ impl Templates {
         });
     }
 
-    /// A clone did not work: no others are made, and tasks of this shape boot.
-    pub fn give_up(&self, shape: &Shape) {
-        self.slots().insert(*shape, Slot::Taken);
-        // Clones that run have it open; only its name goes.
-        drop(fs::remove_dir_all(self.dir.join(shape.name())));
+    /// This template did not work, where booting did: tasks of its shape boot from now on.
+    pub fn give_up(&self, shape: &Shape, template: &Arc<Template>) {
+        let mut slots = self.slots();
+        if matches!(slots.get(shape), Some(Slot::Ready(ready)) if Arc::ptr_eq(ready, template)) {
+            slots.insert(*shape, Slot::Taken);
+        }
     }
 
-    fn forget(&self, shape: &Shape) {
-        self.slots().remove(shape);
+    /// Gives up those that have not been used for longest, until the rest takes no more room than this. The last one made
+    /// stays, whatever its size. Others of their shape can be made.
+    fn keep_within(&self, max_bytes: u64) {
+        let mut slots = self.slots();
+        let mut ready: Vec<_> = slots
+            .iter()
+            .filter_map(|(shape, slot)| match slot {
+                Slot::Ready(template) => Some((*template.used(), *shape, template.size())),
+                Slot::Taken => None,
+            })
+            .collect();
+        ready.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        let mut total = 0;
+        for (number, (_, shape, size)) in ready.into_iter().enumerate() {
+            total += size;
+            if number > 0 && total > max_bytes {
+                slots.remove(&shape);
+            }
+        }
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<Shape, Slot>> {
@@ -235,18 +283,9 @@ impl Templates {
     }
 
     async fn make(&self, shape: Shape, starter: &Starter) -> Result<Template, HostError> {
-        let template = Template {
-            dir: self.dir.join(shape.name()),
-            origin: origin(&starter.binaries)
-                .map_err(|error| HostError(format!("cannot look at what machines start from: {error}")))?,
-        };
-        match fs::remove_dir_all(&template.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(at(&template.dir, "remove", &error));
-            }
-            _ => {}
-        }
-        fs::create_dir(&template.dir).map_err(|error| at(&template.dir, "make", &error))?;
+        let origin = origin(&starter.binaries)
+            .map_err(|error| HostError(format!("cannot look at what machines start from: {error}")))?;
+        let template = Template::make_folder(&self.dir, &shape, origin)?;
         let memory_bytes = u64::from(launch::guest_mib(shape.memory_mib)) << 20;
         let start = Start::Template {
             memory: new_file(&template.memory(), memory_bytes)?,
@@ -260,6 +299,7 @@ impl Templates {
         // The trial: what does not work here would not work for a task.
         self.run(shape, template.clone_start()?, starter, wait_for_hello)
             .await?;
+        *template.used() = Instant::now();
         Ok(template)
     }
 
@@ -331,6 +371,19 @@ mod tests {
         }
     }
 
+    fn binaries(folder: &Path) -> Binaries {
+        let file = |name: &str| {
+            let path = folder.join(name);
+            fs::write(&path, name).unwrap();
+            path
+        };
+        Binaries {
+            vmm: file("vmm"),
+            kernel: file("kernel"),
+            initrd: file("initrd"),
+        }
+    }
+
     #[test]
     fn tasks_that_differ_in_what_the_guest_cannot_see_share_a_shape() {
         let shape = Shape::of(&spec());
@@ -360,31 +413,84 @@ mod tests {
     #[test]
     fn a_template_is_forgotten_when_a_program_that_made_it_changes() {
         let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str| {
-            let path = folder.path().join(name);
-            fs::write(&path, name).unwrap();
-            path
-        };
-        let binaries = Binaries {
-            vmm: file("vmm"),
-            kernel: file("kernel"),
-            initrd: file("initrd"),
-        };
+        let binaries = binaries(folder.path());
         let templates = Templates::open(folder.path().join("templates"), Isolation::Shared).unwrap();
         let shape = Shape::of(&spec());
-        assert!(templates.clone_of(&shape, &binaries).is_none());
-        let template = Template {
-            dir: folder.path().to_owned(),
-            origin: origin(&binaries).unwrap(),
-        };
-        fs::write(template.memory(), "").unwrap();
-        fs::write(template.state(), "").unwrap();
-        templates.slots().insert(shape, Slot::Ready(Arc::new(template)));
-        assert!(templates.clone_of(&shape, &binaries).is_some());
+        assert!(templates.find(&shape, &binaries).is_none());
+        let dir = ready(&templates, shape, &binaries, 0);
+        let template = templates.find(&shape, &binaries).unwrap();
+        assert!(template.clone_start().is_ok());
         fs::write(&binaries.kernel, "another").unwrap();
-        assert!(templates.clone_of(&shape, &binaries).is_none());
-        // And may be made anew.
+        assert!(templates.find(&shape, &binaries).is_none());
+        // And may be made anew; who still starts from it, can.
         assert!(!templates.slots().contains_key(&shape));
+        assert!(template.clone_start().is_ok());
+        drop(template);
+        assert!(!dir.exists());
+    }
+
+    /// Puts a template into its slot and returns its folder.
+    fn ready(templates: &Templates, shape: Shape, binaries: &Binaries, bytes: usize) -> PathBuf {
+        let template = Template::make_folder(&templates.dir, &shape, origin(binaries).unwrap()).unwrap();
+        fs::write(template.memory(), vec![1; bytes]).unwrap();
+        fs::write(template.state(), "").unwrap();
+        let dir = template.dir.clone();
+        templates.slots().insert(shape, Slot::Ready(Arc::new(template)));
+        dir
+    }
+
+    #[test]
+    fn only_a_template_that_did_not_work_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let binaries = binaries(folder.path());
+        let templates = Templates::open(folder.path().join("templates"), Isolation::Shared).unwrap();
+        let shape = Shape::of(&spec());
+        let first = ready(&templates, shape, &binaries, 0);
+        let bad = templates.find(&shape, &binaries).unwrap();
+        let second = ready(&templates, shape, &binaries, 0);
+        // There is a newer one by now.
+        templates.give_up(&shape, &bad);
+        drop(bad);
+        assert!(!first.exists() && second.exists());
+        let newer = templates.find(&shape, &binaries).unwrap();
+        templates.give_up(&shape, &newer);
+        drop(newer);
+        assert!(!second.exists());
+        assert!(templates.find(&shape, &binaries).is_none() && templates.slots().contains_key(&shape));
+    }
+
+    #[test]
+    fn the_least_used_templates_make_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let binaries = binaries(folder.path());
+        let templates = Templates::open(folder.path().join("templates"), Isolation::Shared).unwrap();
+        let shapes: Vec<_> = (1..=3)
+            .map(|gib| {
+                Shape::of(&MachineSpec {
+                    memory_mib: gib << 10,
+                    ..spec()
+                })
+            })
+            .collect();
+        for shape in &shapes {
+            ready(&templates, *shape, &binaries, 1 << 20);
+        }
+        let there = || {
+            let found = |shape| templates.find(shape, &binaries).is_some();
+            shapes.iter().map(found).collect::<Vec<_>>()
+        };
+        templates
+            .find(&shapes[0], &binaries)
+            .unwrap()
+            .clone_start()
+            .unwrap();
+        templates.keep_within(3 << 20);
+        assert_eq!(there(), [true, true, true]);
+        templates.keep_within(5 << 19);
+        assert_eq!(there(), [true, false, true]);
+        templates.keep_within(1);
+        assert_eq!(there(), [true, false, false]);
+        assert!(!templates.slots().contains_key(&shapes[1]));
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::fs::OpenOptionsExt as _,
     },
+    thread,
 };
+
+use nix::sched::{CloneFlags, unshare};
 
 use super::NetworkError;
 
@@ -46,10 +49,23 @@ pub(super) fn create(name: &str) -> Result<OwnedFd, NetworkError> {
     Ok(file.into())
 }
 
-/// A tap that leads nowhere, for a machine that is not a task's.
+/// A tap that leads nowhere, for a machine that is not a task's: alone in a network namespace, which lasts as long as it.
 pub fn template_tap() -> Result<OwnedFd, NetworkError> {
-    // The kernel puts a number there.
-    create("berth-none%d")
+    const NAME: &str = "tap0";
+    let failed = |source: io::Error| NetworkError::Tap {
+        name: NAME.to_owned(),
+        source,
+    };
+    // A namespace is a trait of the thread, so it is a thread for this alone.
+    thread::scope(|scope| {
+        let makes = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
+            create(NAME)
+        });
+        makes
+            .join()
+            .unwrap_or_else(|_| Err(failed(io::ErrorKind::Other.into())))
+    })
 }
 
 /// Whether taps can be had at all.

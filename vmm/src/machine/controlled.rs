@@ -50,12 +50,18 @@ enum LeaveError {
     Device(#[from] TransportStateError),
     #[error(transparent)]
     File(#[from] SnapshotError),
+    #[error("the guest has ended ({0:?})")]
+    Ended(ExitReason),
 }
 
 impl ControlledMachine {
     /// Stops everything and writes it down. The memory is in its file already. The machine cannot go on afterwards.
     fn leave(&self, writer: &SnapshotWriter) -> Result<(), LeaveError> {
         self.threads.pause();
+        // It may have on its way out.
+        if let Some(report) = self.ending.report() {
+            return Err(LeaveError::Ended(report.reason));
+        }
         let devices = self
             .virtio
             .iter()

@@ -13,6 +13,8 @@ use super::vcpu::tsc_khz;
 
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// More than the second of any processor within which KVM takes two counters for the same.
+const FAR_CYCLES: u64 = 100_000_000_000;
 /// Bytes of extended state that KVM_GET_XSAVE knows of.
 const XSAVE_BYTES: i32 = size_of::<kvm_xsave>() as i32;
 /// Most registers that KVM takes at once (`KVM_MAX_MSR_ENTRIES`).
@@ -106,8 +108,9 @@ impl VcpuState {
             xsave: fd.get_xsave().got("extended state")?,
             xcrs: fd.get_xcrs().got("extended control registers")?,
             debug_registers: fd.get_debug_regs().got("debug registers")?,
-            lapic: fd.get_lapic().got("local apic")?,
+            // Before the local APIC: a timer that fires in between is seen twice then, and not never.
             msrs: get_msrs(fd, &saveable.msrs)?,
+            lapic: fd.get_lapic().got("local apic")?,
             events: fd.get_vcpu_events().got("pending events")?,
         })
     }
@@ -133,6 +136,20 @@ impl VcpuState {
             }),
             None => Ok(()),
         }
+    }
+
+    /// Has KVM take the time-stamp counters as they are given, and not as an attempt to make them agree with the ones that
+    /// it started, which is what it takes a value near those for (Linux before 6.7). For the first vCPU, whose counter the
+    /// others' are then brought into agreement with.
+    pub(super) fn part_from_startup_clock(&self, fd: &VcpuFd) -> Result<(), StateError> {
+        let Some(tsc) = self.msrs.iter().find(|entry| entry.index == MSR_IA32_TSC) else {
+            return Ok(());
+        };
+        let far = kvm_msr_entry {
+            data: tsc.data.wrapping_add(FAR_CYCLES),
+            ..*tsc
+        };
+        set_msrs(fd, &[far])
     }
 
     /// Gives all of it to a vCPU that has its CPUID, in an order in which nothing undoes what went before.

@@ -71,6 +71,9 @@ impl VcpuTemplate {
         state.set_clock(fd).map_err(restored)?;
         let leaves = self.set_up(fd, vcpu)?;
         state.check_cpuid(&leaves).map_err(restored)?;
+        if vcpu == 0 {
+            state.part_from_startup_clock(fd).map_err(restored)?;
+        }
         state.set(fd).map_err(restored)
     }
 
