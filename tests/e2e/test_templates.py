@@ -35,11 +35,13 @@ def daemon_with(daemon):
 
     def restart(*options):
         assert daemon.stop() == 0
-        daemon.arguments = [*usual, *options]
+        daemon.arguments = [option for option in usual if not option.startswith("--isolation")] + list(options)
         daemon.start()
 
     yield restart
-    restart()
+    assert daemon.stop() == 0
+    daemon.arguments = usual
+    daemon.start()
 
 
 def test_clones_of_a_template_are_each_themselves(images, daemon_with, daemon, tasks):

@@ -1,6 +1,8 @@
 //! The state of the processors and of the interrupt controllers, read from KVM and given back to it. It is complete: what
 //! KVM holds of a machine whose vCPUs stand still is here, but for its memory, its lines and its events.
 
+use std::collections::HashMap;
+
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data,
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
@@ -152,6 +154,23 @@ impl VcpuState {
         set_msrs(fd, &[far])
     }
 
+    /// Sets the registers that are not what they were already. Of those that a processor has not, KVM says zero and takes
+    /// zero, but complains of the latter in the host's log.
+    fn set_changed_msrs(&self, fd: &VcpuFd) -> Result<(), StateError> {
+        let indices: Vec<u32> = self.msrs.iter().map(|entry| entry.index).collect();
+        let now: HashMap<u32, u64> = get_msrs(fd, &indices)?
+            .iter()
+            .map(|entry| (entry.index, entry.data))
+            .collect();
+        let changed: Vec<_> = self
+            .msrs
+            .iter()
+            .filter(|entry| now.get(&entry.index) != Some(&entry.data))
+            .copied()
+            .collect();
+        set_msrs(fd, &changed)
+    }
+
     /// Gives all of it to a vCPU that has its CPUID, in an order in which nothing undoes what went before.
     pub(super) fn set(&self, fd: &VcpuFd) -> Result<(), StateError> {
         fd.set_mp_state(self.mp_state).taken("multiprocessing state")?;
@@ -163,7 +182,7 @@ impl VcpuState {
         fd.set_debug_regs(&self.debug_registers)
             .taken("debug registers")?;
         fd.set_lapic(&self.lapic).taken("local apic")?;
-        set_msrs(fd, &self.msrs)?;
+        self.set_changed_msrs(fd)?;
         fd.set_vcpu_events(&self.events).taken("pending events")?;
         // The guest's clock stood still; its watchdogs are not to bark. Not every guest has such a clock.
         let _ = fd.kvmclock_ctrl();
