@@ -107,19 +107,25 @@ class Machine:
             self._client.settimeout(TIMEOUT)
             self._client.connect(self._control_path)
         self._client.send(json.dumps({"id": 1, "command": command, **fields}).encode())
-        answer = json.loads(self._client.recv(1 << 16))
+        # Connections that the guest makes meanwhile are let go.
+        while (answer := self._receive())["message"] != "reply":
+            pass
         assert answer["outcome"] != "error", answer
         return answer
 
     def wait_for_connection(self):
         """Milliseconds from the start of the process until the guest's init has connected to the host."""
         self.request("attach")
-        message, descriptors, _, _ = socket.recv_fds(self._client, 1 << 16, 4)
+        message = self._receive()
         elapsed = (time.monotonic() - self.started) * 1000
+        assert message["message"] == "vsock_connection", message
+        return elapsed
+
+    def _receive(self):
+        message, descriptors, _, _ = socket.recv_fds(self._client, 1 << 16, 4)
         for descriptor in descriptors:
             os.close(descriptor)
-        assert json.loads(message)["message"] == "vsock_connection", message
-        return elapsed
+        return json.loads(message)
 
     def take_snapshot(self):
         """Milliseconds that it took. The machine has ended then."""
