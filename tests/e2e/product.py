@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 BERTH = Path(os.environ.get("BERTH_BIN", TARGET / "release/berth"))
-VMM = Path(os.environ.get("BERTH_VMM", TARGET / "machine/berth-vmm"))
+VMM = Path(os.environ.get("BERTH_VMM", TARGET / "x86_64-unknown-linux-gnu/machine/berth-vmm"))
 GUEST = Path(os.environ.get("BERTH_GUEST", ROOT / "target/guest"))
 # Built for x86_64-unknown-linux-gnu with crt-static: it runs in images that have no C library.
 WEBSERVER = Path(os.environ.get("BERTH_WEBSERVER", TARGET / "x86_64-unknown-linux-gnu/release/webserver"))

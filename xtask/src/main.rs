@@ -33,6 +33,12 @@ struct Arguments {
 enum Task {
     /// Runs a command as root where KVM boots real guests: here, or in an emulated machine
     Lab(lab::Options),
+    /// Builds everything that a host needs into target/dist (bin, share/berth)
+    Build {
+        /// Installs what is needed without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Builds the guest's kernel and initial RAM file system into target/guest
     Guest {
         /// Installs what is needed without asking
@@ -57,6 +63,10 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Task::Lab(options) => lab::run(&options),
+        Task::Build { yes } => product::distribution(Consent::new(yes)).map(|folder| {
+            eprintln!("{}", folder.display());
+            0
+        }),
         Task::Guest { yes } => guest::build(Consent::new(yes)).map(|folder| {
             eprintln!("{}", folder.display());
             0

@@ -23,18 +23,14 @@ impl Product {
     /// Builds everything, after installing what that and its use need.
     pub(crate) fn build(consent: Consent) -> Result<Self> {
         setup::ensure(&[setup::KERNEL, setup::LAB, setup::TESTS], consent)?;
-        step("build berth", || run(cargo_build("berth-api").arg("--release")))?;
-        step("build berth-vmm", || {
-            run(cargo_build("berth-vmm").args(["--profile", "machine"]))
-        })?;
+        let Binaries { berth, vmm } = Binaries::build()?;
         let webserver = step("build the program of the test images", || {
             guest::build_static("berth-test-webserver", "webserver", "release")
         })?;
         let guest = step("build the guest", || guest::build(consent))?;
-        let target = workspace::cargo_target();
         let environment = vec![
-            ("BERTH_BIN", target.join("release/berth")),
-            ("BERTH_VMM", target.join("machine/berth-vmm")),
+            ("BERTH_BIN", berth),
+            ("BERTH_VMM", vmm),
             ("BERTH_WEBSERVER", webserver),
             ("BERTH_GUEST", guest),
         ];
@@ -58,12 +54,50 @@ impl Product {
     }
 }
 
-fn cargo_build(package: &str) -> Command {
-    let mut cargo = Command::new(workspace::cargo());
-    cargo
-        .current_dir(workspace::root())
-        .args(["build", "--quiet", "--package", package]);
-    cargo
+/// What runs on a host.
+struct Binaries {
+    berth: PathBuf,
+    vmm: PathBuf,
+}
+
+impl Binaries {
+    fn build() -> Result<Self> {
+        step("build berth", || {
+            run(Command::new(workspace::cargo())
+                .current_dir(workspace::root())
+                .args(["build", "--quiet", "--release", "--package", "berth-api"]))
+        })?;
+        // Static: a start spends nothing on a dynamic linker, and the jail's filters meet one C library only.
+        let vmm = step("build berth-vmm", || {
+            guest::build_static("berth-vmm", "berth-vmm", "machine")
+        })?;
+        Ok(Self {
+            berth: workspace::cargo_target().join("release/berth"),
+            vmm,
+        })
+    }
+}
+
+/// Builds what a host needs into `target/dist`, laid out as it is installed (`bin`, `share/berth`), and returns that folder.
+pub(crate) fn distribution(consent: Consent) -> Result<PathBuf> {
+    let Binaries { berth, vmm } = Binaries::build()?;
+    let guest = step("build the guest", || guest::build(consent))?;
+    let folder = workspace::output().join("dist");
+    for (file, place) in [
+        (berth, "bin/berth"),
+        (vmm, "bin/berth-vmm"),
+        (guest.join("vmlinux"), "share/berth/vmlinux"),
+        (guest.join("initrd.cpio"), "share/berth/initrd.cpio"),
+    ] {
+        let place = folder.join(place);
+        let parent = place.parent().unwrap_or(&folder);
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        // Renamed into its place: what is there may be running.
+        let partial = place.with_extension("partial");
+        fs::copy(&file, &partial).with_context(|| format!("cannot copy {}", file.display()))?;
+        fs::rename(&partial, &place).with_context(|| format!("cannot replace {}", place.display()))?;
+    }
+    Ok(folder)
 }
 
 /// The Python of a virtual environment with exactly what the end-to-end tests require, in the cache.
