@@ -1,8 +1,10 @@
 """A `berth-vmm` of a test's own, without a daemon: what it is handed, and its control socket."""
 
 import json
+import mmap
 import os
 import socket
+import struct
 import subprocess
 import time
 
@@ -21,6 +23,31 @@ class Snapshot:
         self.memory = os.memfd_create("guest-memory")
         os.ftruncate(self.memory, memory_mib << 20)
         self.state = os.memfd_create("machine-state")
+        self.working_set = {"written": [], "read": []}
+
+    def learn(self, clone):
+        """Takes the pages that this clone has found for itself, or written to, as those that clones need first."""
+        inode = str(os.fstat(self.memory).st_ino)
+        self.working_set = {"written": [], "read": []}
+        for line in open(f"/proc/{clone.process.pid}/maps"):
+            addresses, _, offset, _, found, *_ = line.split()
+            if found != inode:
+                continue
+            start, end = (int(address, 16) // mmap.PAGESIZE for address in addresses.split("-"))
+            with open(f"/proc/{clone.process.pid}/pagemap", "rb") as pagemap:
+                pagemap.seek(8 * start)
+                entries = struct.unpack(f"{end - start}Q", pagemap.read(8 * (end - start)))
+            for page, entry in enumerate(entries, int(offset, 16) // mmap.PAGESIZE):
+                # proc_pid_pagemap(5): bit 63, present; bit 61, of a file.
+                if entry >> 63:
+                    self._needs(page, "read" if entry >> 61 & 1 else "written")
+
+    def _needs(self, page, how):
+        ranges = self.working_set[how]
+        if ranges and ranges[-1]["first"] + ranges[-1]["count"] == page:
+            ranges[-1]["count"] += 1
+        else:
+            ranges.append({"first": page, "count": 1})
 
     def close(self):
         os.close(self.memory)
@@ -63,7 +90,7 @@ class Machine:
         self.output, writer = os.pipe()
         opened.append(writer)
         if restore:
-            start = {"restore": {"state_fd": hand(restore.state)}}
+            start = {"restore": {"state_fd": hand(restore.state), "working_set": restore.working_set}}
         else:
             kernel, initrd = open_(KERNEL, os.O_RDONLY), open_(initrd, os.O_RDONLY)
             start = {"boot": {"kernel_fd": kernel, "initrd_fd": initrd, "cmdline": cmdline}}

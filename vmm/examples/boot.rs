@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig,
+    CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig, WorkingSet,
 };
 use berth_vmm::control;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -70,7 +70,10 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
         vcpus: 1,
         memory_mib: 256,
         kvm_fd: keep(OpenOptions::new().read(true).write(true).open("/dev/kvm")?),
-        start: StartConfig::Restore { state_fd: -1 },
+        start: StartConfig::Restore {
+            state_fd: -1,
+            working_set: WorkingSet::default(),
+        },
         memory: None,
         snapshot_fd: None,
         control_fd: -1,

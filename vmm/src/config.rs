@@ -5,12 +5,14 @@
 
 mod limits;
 pub mod validate;
+mod working_set;
 
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
 pub use limits::{LimitsConfig, LimitsError, RateConfig};
+pub use working_set::{PAGE_BYTES, PageRange, WorkingSet};
 
 /// Version of [`MachineConfig`]; a machine refuses any other.
 pub const CONFIG_VERSION: u32 = 2;
@@ -81,6 +83,9 @@ pub enum StartConfig {
     Restore {
         /// What was written to `snapshot_fd`. The memory of the snapshot goes into [`MachineConfig::memory`].
         state_fd: RawFd,
+        /// The pages that the guest is known to need first; they are there before it runs.
+        #[serde(default)]
+        working_set: WorkingSet,
     },
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use crate::config::{MachineConfig, StartConfig};
+use crate::config::{MachineConfig, StartConfig, WorkingSet};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
@@ -53,6 +53,7 @@ pub enum Start {
     },
     Restore {
         state: File,
+        working_set: WorkingSet,
     },
 }
 
@@ -79,8 +80,12 @@ impl Handed {
                     .transpose()?,
                 cmdline: cmdline.clone(),
             },
-            StartConfig::Restore { state_fd } => Start::Restore {
+            StartConfig::Restore {
+                state_fd,
+                ref working_set,
+            } => Start::Restore {
                 state: take("state_fd".into(), state_fd)?.regular_file()?,
+                working_set: working_set.clone(),
             },
         };
         let mut regular_file =

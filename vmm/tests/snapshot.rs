@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use berth_vmm::client::Client;
-use berth_vmm::config::{ExitReason, JailConfig, MemoryConfig, StartConfig};
+use berth_vmm::config::{ExitReason, JailConfig, MemoryConfig, StartConfig, WorkingSet};
 use berth_vmm::control::{Command, Metrics, Outcome};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Uid;
@@ -60,6 +60,7 @@ impl Snapshot {
         launch.config.memory = Some(self.memory_for(&mut launch, shared));
         launch.config.start = StartConfig::Restore {
             state_fd: launch.keep_file(&self.state),
+            working_set: WorkingSet::default(),
         };
         launch
     }

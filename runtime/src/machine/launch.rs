@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig, VsockConfig,
+    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig,
+    VsockConfig, WorkingSet,
 };
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -68,7 +69,11 @@ pub(super) enum Start {
     /// The same, with its memory in a file, and to be written down.
     Template { memory: File, state: File },
     /// Where a template was written down.
-    Clone { memory: File, state: File },
+    Clone {
+        memory: File,
+        state: File,
+        working_set: WorkingSet,
+    },
 }
 
 /// Guest memory for a task that paid for `task_mib`.
@@ -143,13 +148,19 @@ impl Launch {
         let mut memory = None;
         let mut snapshot_fd = None;
         let start = match &self.start {
-            Start::Clone { memory: of, state } => {
+            Start::Clone {
+                memory: of,
+                state,
+                working_set,
+            } => {
                 memory = Some(MemoryConfig {
                     fd: handed.take(file(of)?.into()),
                     shared: false,
                 });
-                let state_fd = handed.take(file(state)?.into());
-                StartConfig::Restore { state_fd }
+                StartConfig::Restore {
+                    state_fd: handed.take(file(state)?.into()),
+                    working_set: working_set.clone(),
+                }
             }
             booting => {
                 if let Start::Template { memory: of, state } = booting {

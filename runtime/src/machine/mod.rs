@@ -12,6 +12,7 @@ mod templates;
 #[cfg(test)]
 mod tests;
 mod users;
+mod working_set;
 
 use std::collections::HashMap;
 use std::io;

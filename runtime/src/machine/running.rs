@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use berth_vmm::client::{Client, ClientError};
-use berth_vmm::config::{ExitReason, ExitReport};
+use berth_vmm::config::{ExitReason, ExitReport, WorkingSet};
 use berth_vmm::control::{Command, Outcome, ServerMessage};
 use futures_util::future::BoxFuture;
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use super::process::Process;
-use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, at};
+use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, at, working_set};
 use crate::model::Timestamp;
 use crate::task::host::{GuestStream, HostError, Machine, MachineEnd};
 
@@ -87,6 +87,13 @@ impl RunningMachine {
                 Err(HostError(format!("{error}; {}", end.reason)))
             }
         }
+    }
+
+    /// The pages of `memory`, a file that the machine started from, that it has found so far.
+    pub fn working_set(&self, memory: &fs::File) -> io::Result<WorkingSet> {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = child.as_ref().map(Child::id);
+        working_set::of_clone(pid.ok_or(io::ErrorKind::NotFound)?, memory)
     }
 
     /// Has the machine written down, which ends it.

@@ -14,6 +14,8 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use berth_vmm::config::WorkingSet;
+
 use super::at;
 use super::launch::{self, Binaries, Start};
 use super::running::RunningMachine;
@@ -128,6 +130,8 @@ pub(super) struct Template {
     dir: PathBuf,
     origin: Origin,
     used: Mutex<Instant>,
+    /// The pages that its trial needed to get as far as its hello.
+    working_set: WorkingSet,
 }
 
 impl Template {
@@ -139,6 +143,7 @@ impl Template {
             dir,
             origin,
             used: Mutex::new(Instant::now()),
+            working_set: WorkingSet::default(),
         })
     }
 
@@ -157,6 +162,7 @@ impl Template {
         Ok(Start::Clone {
             memory: open(self.memory())?,
             state: open(self.state())?,
+            working_set: self.working_set.clone(),
         })
     }
 
@@ -288,7 +294,7 @@ impl Templates {
     async fn make(&self, shape: Shape, starter: &Starter) -> Result<Template, HostError> {
         let origin = origin(&starter.binaries)
             .map_err(|error| HostError(format!("cannot look at what machines start from: {error}")))?;
-        let template = Template::make_folder(&self.dir, &shape, origin)?;
+        let mut template = Template::make_folder(&self.dir, &shape, origin)?;
         let memory_bytes = u64::from(launch::guest_mib(shape.memory_mib)) << 20;
         let start = Start::Template {
             memory: new_file(&template.memory(), memory_bytes)?,
@@ -299,21 +305,27 @@ impl Templates {
             machine.snapshot().await
         })
         .await?;
-        // The trial: what does not work here would not work for a task.
-        self.run(shape, template.clone_start()?, starter, wait_for_hello)
+        // The trial: what does not work here would not work for a task. What it has touched, all clones will.
+        let path = template.memory();
+        let memory = File::open(&path).map_err(|error| at(&path, "open", &error))?;
+        template.working_set = self
+            .run(shape, template.clone_start()?, starter, async |machine| {
+                wait_for_hello(machine).await?;
+                machine.working_set(&memory).map_err(super::host_error)
+            })
             .await?;
         *template.used() = Instant::now();
         Ok(template)
     }
 
     /// Starts a machine without a task, does something with it, and removes it.
-    async fn run(
+    async fn run<T>(
         &self,
         shape: Shape,
         start: Start,
         starter: &Starter,
-        with: impl AsyncFnOnce(&RunningMachine) -> Result<(), HostError>,
-    ) -> Result<(), HostError> {
+        with: impl AsyncFnOnce(&RunningMachine) -> Result<T, HostError>,
+    ) -> Result<T, HostError> {
         let placeholder = self.dir.join(PLACEHOLDER_FILE);
         let spec = MachineSpec {
             // Of no task: should this daemon end here, the next one removes what is left.

@@ -2,7 +2,8 @@
 //! open descriptor of the right kind is found out in [`crate::handed`].
 
 use super::{
-    CONFIG_VERSION, LimitsConfig, LimitsError, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig, StartConfig,
+    CONFIG_VERSION, LimitsConfig, LimitsError, MAX_MEMORY_MIB, MAX_VCPUS, MachineConfig, PAGE_BYTES,
+    PageRange, StartConfig,
 };
 use crate::arch::{MAX_CMDLINE_BYTES, MAX_VIRTIO_DEVICES};
 
@@ -27,6 +28,10 @@ pub enum ConfigError {
     CmdlineByte(u8),
     #[error("a machine that is restored needs the memory of its snapshot")]
     RestoreWithoutMemory,
+    #[error(
+        "the working set has {count} pages from page {first}, which is not within the {pages} of the memory"
+    )]
+    WorkingSet { first: u64, count: u64, pages: u64 },
     #[error("snapshot_fd needs memory that is shared")]
     SnapshotOfPrivateMemory,
     #[error("{0} devices are more than {MAX_VIRTIO_DEVICES}")]
@@ -104,7 +109,12 @@ impl MachineConfig {
             StartConfig::Restore { .. } if self.memory.is_none() => {
                 return Err(ConfigError::RestoreWithoutMemory);
             }
-            StartConfig::Restore { .. } => {}
+            StartConfig::Restore { working_set, .. } => {
+                let pages = (u64::from(self.memory_mib) << 20) / PAGE_BYTES;
+                if let Some(PageRange { first, count }) = working_set.beyond(pages) {
+                    return Err(ConfigError::WorkingSet { first, count, pages });
+                }
+            }
         }
         if self.snapshot_fd.is_some() && !self.memory.is_some_and(|memory| memory.shared) {
             return Err(ConfigError::SnapshotOfPrivateMemory);
@@ -171,6 +181,7 @@ impl MachineConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::WorkingSet;
     use crate::config::{DriveConfig, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig};
 
     fn boot(cmdline: &str) -> StartConfig {
@@ -258,10 +269,41 @@ mod tests {
     }
 
     #[test]
+    fn a_working_set_lies_within_the_memory() {
+        let pages = (128 << 20) / PAGE_BYTES;
+        let with = |first, count| {
+            broken(|c| {
+                let working_set = WorkingSet {
+                    written: vec![PageRange {
+                        first: 0,
+                        count: pages,
+                    }],
+                    read: vec![PageRange { first, count }],
+                };
+                c.start = StartConfig::Restore {
+                    state_fd: 8,
+                    working_set,
+                };
+                c.memory = Some(MemoryConfig { fd: 9, shared: false });
+            })
+        };
+        assert_eq!(with(pages - 1, 1), Ok(()));
+        for (first, count) in [(pages - 1, 2), (pages, 1), (0, 0), (u64::MAX, 2)] {
+            assert_eq!(
+                with(first, count),
+                Err(ConfigError::WorkingSet { first, count, pages })
+            );
+        }
+    }
+
+    #[test]
     fn a_snapshot_needs_shared_memory_and_a_restored_machine_some() {
         use ConfigError as E;
         let memory = |shared| Some(MemoryConfig { fd: 9, shared });
-        let restore = StartConfig::Restore { state_fd: 8 };
+        let restore = StartConfig::Restore {
+            state_fd: 8,
+            working_set: WorkingSet::default(),
+        };
         assert_eq!(
             broken(|c| c.start = restore.clone()),
             Err(E::RestoreWithoutMemory)

@@ -145,7 +145,13 @@ impl Machine {
                 }
                 None
             }
-            Start::Restore { state } => Some(restore(state, config, &vm, &vcpus, &template)?),
+            Start::Restore { state, working_set } => {
+                let state = restore(state, config, &vm, &vcpus, &template)?;
+                if let Some(first) = vcpus.first() {
+                    memory::prefetch(&memory, working_set, first);
+                }
+                Some(state)
+            }
         };
 
         let mut assembly = Assembly {

@@ -11,6 +11,10 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Mmap
 
 use crate::arch::layout;
 
+mod working_set;
+
+pub use working_set::prefetch;
+
 /// Pieces of a file that are mapped or left out: a huge page, so that what is left out can have some.
 const CHUNK_BYTES: u64 = 2 << 20;
 
