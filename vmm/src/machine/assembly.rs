@@ -21,15 +21,32 @@ pub(super) struct Assembly<'a> {
     pub(super) buses: Buses,
     pub(super) registers: Arc<RegisterPages>,
     pub(super) virtio: Vec<Arc<MmioTransport>>,
+    pub(super) lines: InterruptLines,
+}
+
+/// The events that raise interrupts, and on which line.
+#[derive(Default)]
+pub(super) struct InterruptLines(Vec<(EventFd, u32)>);
+
+impl InterruptLines {
+    /// Lets what is on its way arrive, and nothing more. KVM carries an event to the interrupt controllers on a thread of
+    /// its own; whoever reads their state may be faster.
+    pub(super) fn settle(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+        self.0
+            .iter()
+            .try_for_each(|(event, line)| vm.unregister_irqfd(event, *line))
+    }
 }
 
 impl Assembly<'_> {
     /// An event that raises an edge on an interrupt line.
-    pub(super) fn interrupt_line(&self, line: u32) -> Result<EventFd, MachineError> {
+    pub(super) fn interrupt_line(&mut self, line: u32) -> Result<EventFd, MachineError> {
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(MachineError::Event)?;
         self.vm
             .register_irqfd(&event, line)
             .map_err(|source| MachineError::InterruptLine { line, source })?;
+        let ours = event.try_clone().map_err(MachineError::Event)?;
+        self.lines.0.push((ours, line));
         Ok(event)
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VmFd;
 
+use super::assembly::InterruptLines;
 use super::limits::DeviceLimits;
 use crate::arch::state::{Saveable, StateError, VcpuState, VmState};
 use crate::arch::vm;
@@ -26,6 +27,7 @@ pub(super) struct ControlledMachine {
     pub(super) threads: VcpuThreads,
     pub(super) memory_mib: u32,
     pub(super) virtio: Vec<Arc<MmioTransport>>,
+    pub(super) lines: InterruptLines,
     pub(super) serial: Option<Arc<SerialPort>>,
     pub(super) limits: DeviceLimits,
     pub(super) counters: Arc<Counters>,
@@ -50,6 +52,8 @@ enum LeaveError {
     Device(#[from] TransportStateError),
     #[error(transparent)]
     File(#[from] SnapshotError),
+    #[error("cannot take the interrupt lines from the devices: {0}")]
+    Lines(kvm_ioctls::Error),
     #[error("the guest has ended ({0:?})")]
     Ended(ExitReason),
 }
@@ -67,6 +71,7 @@ impl ControlledMachine {
             .iter()
             .map(|transport| transport.leave())
             .collect::<Result<_, _>>()?;
+        self.lines.settle(&self.vm).map_err(LeaveError::Lines)?;
         let vcpus = self
             .vcpus
             .iter()

@@ -38,7 +38,7 @@ use crate::memory::{self, MemoryError, MemoryFile};
 use crate::metrics::Counters;
 use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
-use assembly::Assembly;
+use assembly::{Assembly, InterruptLines};
 use controlled::{ControlledMachine, SnapshotWriter};
 use limits::DeviceLimits;
 
@@ -161,6 +161,7 @@ impl Machine {
             buses: Buses::default(),
             registers: RegisterPages::new(config.virtio_devices()),
             virtio: Vec::new(),
+            lines: InterruptLines::default(),
         };
         let limits = DeviceLimits::new(config, &counters).map_err(MachineError::Event)?;
         let generation = Generation::new(assembly.interrupt_line(layout::ACPI_GSI)?);
@@ -205,7 +206,9 @@ impl Machine {
             assembly.add_virtio(Box::new(Rng::new(counters.clone(), throttle.clone(), worker)))?;
         }
         vm::map_registers(&vm, &assembly.registers)?;
-        let Assembly { buses, virtio, .. } = assembly;
+        let Assembly {
+            buses, virtio, lines, ..
+        } = assembly;
 
         generation.begin(&memory)?;
         if let Some(state) = &restored {
@@ -236,6 +239,7 @@ impl Machine {
                 threads: VcpuThreads::behind(gate.clone()),
                 memory_mib: config.memory_mib,
                 virtio,
+                lines,
                 serial,
                 limits,
                 counters,
