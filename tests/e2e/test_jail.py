@@ -30,8 +30,8 @@ def machines(images, tasks):
 def test_every_thread_of_a_machine_is_confined(machines):
     for machine in machines:
         seen = list(statuses(machine))
-        # The main one, a vCPU, two drives, network, vsock, entropy.
-        assert len(seen) >= 7
+        # The main one, a vCPU, two drives, network, vsock, entropy, balloon.
+        assert len(seen) >= 8
         for status in seen:
             assert status["Seccomp"].strip() == "2", status
             assert status["NoNewPrivs"].strip() == "1", status

@@ -6,23 +6,14 @@ import select
 import time
 import zlib
 
-import product
 import pytest
+from initrd import initrd
 from vmm import Machine, Snapshot
 
 CMDLINE = "console=ttyS0 quiet loglevel=1 panic=-1 pci=off berth.guest=1"
 PATIENCE = 120
 CLONES = 200
 ROUNDS = 20
-
-PREPARE = """\
-#!/bin/busybox sh
-b=/bin/busybox
-$b mkdir -p /proc /dev
-$b mount -t proc proc /proc
-$b mount -t devtmpfs dev /dev
-exec > /dev/ttyS0
-"""
 
 # What time it is, and a number that nobody else may ever get.
 TELLS = """\
@@ -42,25 +33,6 @@ for cpu in 0 1 2 3; do
 done
 while :; do $b sleep 1000; done
 """
-
-
-def initrd(name, script):
-    """An initial RAM file system (cpio, newc) of busybox and a script as init."""
-    archive = bytearray()
-
-    def add(path, mode, data=b""):
-        fields = [len(archive) + 1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(path) + 1, 0]
-        archive.extend(b"070701" + b"".join(b"%08x" % field for field in fields) + path.encode() + b"\0")
-        archive.extend(bytes(-len(archive) % 4) + data)
-        archive.extend(bytes(-len(archive) % 4))
-
-    add("bin", 0o040755)
-    add("bin/busybox", 0o100755, product.BUSYBOX.read_bytes())
-    add("init", 0o100755, (PREPARE + script).encode())
-    add("TRAILER!!!", 0)
-    path = product.SCRATCH / f"{name}.cpio"
-    path.write_bytes(archive)
-    return path
 
 
 class Lines:

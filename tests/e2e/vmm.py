@@ -69,6 +69,7 @@ class Machine:
         vcpus=1,
         serial=False,
         vsock=False,
+        balloon=False,
         jailed=False,
     ):
         """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
@@ -114,6 +115,7 @@ class Machine:
             "control_fd": hand(self._listener.fileno()),
             "vsock": {"guest_cid": 3} if vsock else None,
             "entropy": True,
+            "balloon": balloon,
             "serial_fd": hand(writer) if serial else None,
             "jail": JAIL if jailed else None,
         }

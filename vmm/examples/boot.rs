@@ -81,6 +81,7 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
         drives: Vec::new(),
         nets: Vec::new(),
         vsock: None,
+        balloon: false,
         entropy: false,
         entropy_limits: None,
         serial_fd: None,

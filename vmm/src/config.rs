@@ -52,6 +52,10 @@ pub struct MachineConfig {
     pub nets: Vec<NetConfig>,
     /// The vsock device.
     pub vsock: Option<VsockConfig>,
+    /// Whether the machine has a balloon (virtio-balloon), through which the host gets back the memory that the guest does
+    /// not use.
+    #[serde(default)]
+    pub balloon: bool,
     /// Whether the machine has an entropy device (virtio-rng).
     #[serde(default)]
     pub entropy: bool,

@@ -43,6 +43,7 @@ counters!(
     vsock_rx_bytes,
     vsock_tx_bytes,
     vsock_connections,
+    balloon_released_bytes,
     entropy_bytes,
     entropy_throttled,
     serial_throttled_bytes,

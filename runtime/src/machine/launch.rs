@@ -227,6 +227,7 @@ impl Launch {
             drives,
             nets,
             vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
+            balloon: true,
             entropy: true,
             entropy_limits: None,
             serial_fd: None,

@@ -59,7 +59,8 @@ pub enum ConfigError {
 impl MachineConfig {
     /// The number of virtio devices that this configuration asks for.
     pub fn virtio_devices(&self) -> usize {
-        self.drives.len() + self.nets.len() + usize::from(self.vsock.is_some()) + usize::from(self.entropy)
+        let single = [self.vsock.is_some(), self.entropy, self.balloon];
+        self.drives.len() + self.nets.len() + single.into_iter().filter(|&there| there).count()
     }
 
     /// Checks every value.
@@ -217,6 +218,7 @@ mod tests {
                 tx_limits: None,
             }],
             vsock: Some(VsockConfig { guest_cid: 3 }),
+            balloon: false,
             entropy: true,
             entropy_limits: None,
             serial_fd: None,

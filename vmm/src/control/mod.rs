@@ -142,6 +142,8 @@ pub struct Metrics {
     pub vsock_rx_bytes: u64,
     pub vsock_tx_bytes: u64,
     pub vsock_connections: u64,
+    /// Memory that the guest did not use and the host has back; what the guest takes again is not subtracted.
+    pub balloon_released_bytes: u64,
     pub entropy_bytes: u64,
     /// Times that the entropy device had requests and waited for its limits.
     pub entropy_throttled: u64,

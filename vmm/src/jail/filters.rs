@@ -11,6 +11,7 @@ pub enum Thread {
     Main,
     /// Runs the guest.
     Vcpu,
+    Balloon,
     Block,
     Net,
     Rng,
@@ -22,6 +23,7 @@ impl Thread {
         match self {
             Self::Main => &MAIN,
             Self::Vcpu => &VCPU,
+            Self::Balloon => &BALLOON,
             Self::Block => &BLOCK,
             Self::Net => &NET,
             Self::Rng => &RNG,

@@ -19,12 +19,13 @@ use crate::arch::state::{Saveable, StateError};
 use crate::arch::vcpu::{VcpuSetupError, VcpuTemplate};
 use crate::arch::vm::{self, VmError};
 use crate::bus::BusError;
-use crate::config::{ExitReason, ExitReport, MachineConfig};
+use crate::config::{ExitReason, ExitReport, MachineConfig, MemoryConfig};
 use crate::control::server::{ControlServer, ServerError};
 use crate::devices::generation::{Generation, GenerationError};
 use crate::devices::power::Power;
 use crate::devices::serial::SerialPort;
 use crate::devices::system_control::{SYSTEM_CONTROL_PORT, SystemControl};
+use crate::devices::virtio::balloon::{Backing, Balloon};
 use crate::devices::virtio::block::{Block, DiskError};
 use crate::devices::virtio::mmio::{RegisterPages, TransportStateError};
 use crate::devices::virtio::net::Net;
@@ -204,6 +205,16 @@ impl Machine {
         if let Some(throttle) = &limits.entropy {
             let worker = worker("rng", Thread::Rng)?;
             assembly.add_virtio(Box::new(Rng::new(counters.clone(), throttle.clone(), worker)))?;
+        }
+        if config.balloon {
+            let backing = match config.memory {
+                None => Backing::Anonymous,
+                Some(MemoryConfig { shared: true, .. }) => Backing::SharedFile,
+                Some(MemoryConfig { shared: false, .. }) => Backing::PrivateFile,
+            };
+            let worker = worker("balloon", Thread::Balloon)?;
+            let balloon = Balloon::new(backing, counters.clone(), worker).map_err(MachineError::Event)?;
+            assembly.add_virtio(Box::new(balloon))?;
         }
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly {

@@ -139,6 +139,7 @@ impl Launch {
             }],
             nets: vec![],
             vsock: None,
+            balloon: false,
             entropy: true,
             entropy_limits: None,
             serial_fd: Some(keep(serial_out)),

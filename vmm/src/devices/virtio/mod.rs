@@ -3,6 +3,7 @@
 //! A device does its work on a thread of its own: `activate` moves the queues there, `stop` takes them back, so that a
 //! driver may activate the device again, or another machine go on with it.
 
+pub mod balloon;
 pub mod block;
 pub mod mmio;
 pub mod net;

@@ -58,10 +58,16 @@ impl Throttle {
         })
     }
 
+    /// Of a device that has no limits.
+    pub fn unlimited() -> io::Result<Arc<Self>> {
+        let never = Self::new(None, Arc::default(), |counters| &counters.device_errors);
+        never.map(Arc::new)
+    }
+
     /// Without limits, for a test of the device.
     #[cfg(test)]
     pub(crate) fn open() -> Arc<Self> {
-        Arc::new(Self::new(None, Arc::default(), |counters| &counters.block_throttled).unwrap())
+        Self::unlimited().unwrap()
     }
 
     /// Waits until the device has had to wait so many times; panics after ten seconds.

@@ -1,4 +1,4 @@
-//! A device's own thread, and the loop of a device that serves one queue, in order.
+//! A device's own thread, and the loop of a device that serves its queues one request at a time.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -151,9 +151,9 @@ pub enum Served {
     Throttled,
 }
 
-/// A queue, and what is needed to serve it until the device stops.
+/// Queues, and what is needed to serve them until the device stops.
 pub struct QueueService {
-    queue: ActiveQueue,
+    queues: Vec<ActiveQueue>,
     memory: GuestMemoryMmap,
     interrupt: Arc<dyn Interrupt>,
     epoll: Epoll,
@@ -161,26 +161,27 @@ pub struct QueueService {
 
 impl QueueService {
     pub fn new(
-        queue: ActiveQueue,
+        queues: Vec<ActiveQueue>,
         memory: GuestMemoryMmap,
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Self, ActivateError> {
         let epoll = Epoll::new().map_err(ActivateError::Events)?;
         Ok(Self {
-            queue,
+            queues,
             memory,
             interrupt,
             epoll,
         })
     }
 
-    /// Serves requests in order until `stop`, and returns how far it came. `serve` asks `throttle` before it carries a
-    /// request out. A broken queue fails the device and ends the service.
+    /// Serves the requests of each queue in order until `stop`, and returns how far it came. `serve` gets the number of the
+    /// queue and a request, and asks `throttle` before it carries that out. A broken queue fails the device and ends the
+    /// service.
     pub fn run(
         mut self,
         stop: &Stop,
         throttle: &Throttle,
-        mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
+        mut serve: impl FnMut(usize, &GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
     ) -> Vec<QueuePosition> {
         let watched = self.watch(stop, throttle).map_err(QueueError::Wait);
         let served = watched.and_then(|()| {
@@ -193,12 +194,13 @@ impl QueueService {
             self.interrupt.fail_device();
             return Vec::new();
         }
-        vec![QueuePosition::of(&self.queue.queue)]
+        let positions = self.queues.iter().map(|queue| QueuePosition::of(&queue.queue));
+        positions.collect()
     }
 
     fn watch(&self, stop: &Stop, throttle: &Throttle) -> io::Result<()> {
-        let kick = self.queue.kick.as_raw_fd();
-        for fd in [kick, stop.event().as_raw_fd(), throttle.timer()] {
+        let kicks = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
+        for fd in kicks.chain([stop.event().as_raw_fd(), throttle.timer()]) {
             self.epoll.ctl(
                 ControlOperation::Add,
                 fd,
@@ -218,8 +220,10 @@ impl QueueService {
                     if events.iter().take(count).any(|event| event.data() == timer) {
                         throttle.acknowledge();
                     }
-                    // It fails when the event was another.
-                    let _ = self.queue.kick.read();
+                    for queue in &self.queues {
+                        // It fails when the event was another.
+                        let _ = queue.kick.read();
+                    }
                     return Ok(!stop.asked());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -228,49 +232,63 @@ impl QueueService {
         }
     }
 
-    /// Serves what is in the queue, as far as the limits go. Between batches the device can be stopped, however fast the
+    /// Serves what is in the queues, as far as the limits go. Between batches the device can be stopped, however fast the
     /// driver is.
     fn drain(
         &mut self,
         stop: &Stop,
-        serve: &mut impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
+        serve: &mut impl FnMut(usize, &GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
     ) -> Result<(), QueueError> {
         let Self {
-            queue: ActiveQueue { queue, .. },
+            queues,
             memory,
             interrupt,
             ..
         } = self;
-        let memory = &*memory;
-        loop {
-            queue.disable_notification(memory)?;
-            let mut served = 0;
-            let mut throttled = false;
-            while served < BATCH {
-                let Some(chain) = queue.iter(memory)?.next() else {
+        for (index, queue) in queues.iter_mut().enumerate() {
+            drain(&mut queue.queue, memory, &**interrupt, stop, |memory, chain| {
+                serve(index, memory, chain)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn drain(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    interrupt: &dyn Interrupt,
+    stop: &Stop,
+    mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
+) -> Result<(), QueueError> {
+    loop {
+        queue.disable_notification(memory)?;
+        let mut served = 0;
+        let mut throttled = false;
+        while served < BATCH {
+            let Some(chain) = queue.iter(memory)?.next() else {
+                break;
+            };
+            let head = chain.head_index();
+            match serve(memory, chain) {
+                Served::Done(written) => queue.add_used(memory, head, written)?,
+                Served::Throttled => {
+                    queue.go_to_previous_position();
+                    throttled = true;
                     break;
-                };
-                let head = chain.head_index();
-                match serve(memory, chain) {
-                    Served::Done(written) => queue.add_used(memory, head, written)?,
-                    Served::Throttled => {
-                        queue.go_to_previous_position();
-                        throttled = true;
-                        break;
-                    }
                 }
-                served += 1;
             }
-            if served > 0 && queue.needs_notification(memory)? {
-                interrupt.signal_queue();
-            }
-            // What is left in the queue needs no kick: the timer wakes this thread.
-            if throttled || stop.asked() {
-                return Ok(());
-            }
-            if served < BATCH && !queue.enable_notification(memory)? {
-                return Ok(());
-            }
+            served += 1;
+        }
+        if served > 0 && queue.needs_notification(memory)? {
+            interrupt.signal_queue();
+        }
+        // What is left in the queue needs no kick: the timer wakes this thread.
+        if throttled || stop.asked() {
+            return Ok(());
+        }
+        if served < BATCH && !queue.enable_notification(memory)? {
+            return Ok(());
         }
     }
 }
@@ -291,16 +309,16 @@ impl QueueService {
     pub(crate) fn serve_now(
         &mut self,
         most: usize,
-        mut serve: impl FnMut(&GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
+        mut serve: impl FnMut(usize, &GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
     ) -> io::Result<bool> {
         let stop = Stop::new()?;
         let mut served = 0;
-        let drained = self.drain(&stop, &mut |memory, chain| {
+        let drained = self.drain(&stop, &mut |queue, memory, chain| {
             served += 1;
             if served >= most {
                 stop.ask();
             }
-            serve(memory, chain)
+            serve(queue, memory, chain)
         });
         Ok(drained.is_ok())
     }

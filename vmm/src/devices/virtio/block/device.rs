@@ -105,14 +105,13 @@ impl VirtioDevice for Block {
             interrupt,
             ..
         } = activation;
-        for queue in queues {
-            let disk = self.disk.clone();
-            let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
-            self.worker.serve(move |stop| {
-                service.run(stop, disk.throttle(), |memory, chain| disk.serve(memory, chain))
-            })?;
-        }
-        Ok(())
+        let disk = self.disk.clone();
+        let service = QueueService::new(queues, memory, interrupt)?;
+        self.worker.serve(move |stop| {
+            service.run(stop, disk.throttle(), |_, memory, chain| {
+                disk.serve(memory, chain)
+            })
+        })
     }
 
     fn stop(&mut self) -> Vec<QueuePosition> {

@@ -31,12 +31,12 @@ impl BlockQueue {
             Err(error) => return Ok(Err(ActivateError::Events(error))),
         };
         let disk = Disk::new(disk, "fuzz", read_only, counters, throttle)?;
-        Ok(QueueService::new(queue, memory, interrupt).map(|service| Self { disk, service }))
+        Ok(QueueService::new(vec![queue], memory, interrupt).map(|service| Self { disk, service }))
     }
 
     /// What a kick has the device's thread do; about `most` requests. False for a broken queue.
     pub fn kick(&mut self, most: usize) -> io::Result<bool> {
         let Self { disk, service } = self;
-        service.serve_now(most, |memory, chain| disk.serve(memory, chain))
+        service.serve_now(most, |_, memory, chain| disk.serve(memory, chain))
     }
 }

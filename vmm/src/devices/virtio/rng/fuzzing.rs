@@ -25,7 +25,7 @@ impl RngQueue {
         let counters = Arc::new(Counters::default());
         let throttle = Throttle::new(None, counters.clone(), |counters| &counters.entropy_throttled);
         Ok(Self {
-            service: QueueService::new(queue, memory, interrupt)?,
+            service: QueueService::new(vec![queue], memory, interrupt)?,
             counters,
             throttle: throttle.map_err(ActivateError::Events)?,
         })
@@ -38,7 +38,7 @@ impl RngQueue {
             counters,
             throttle,
         } = self;
-        service.serve_now(most, |memory, chain| {
+        service.serve_now(most, |_, memory, chain| {
             super::serve(memory, chain, counters, throttle)
         })
     }

@@ -57,16 +57,13 @@ impl VirtioDevice for Rng {
             interrupt,
             ..
         } = activation;
-        for queue in queues {
-            let service = QueueService::new(queue, memory.clone(), interrupt.clone())?;
-            let (counters, throttle) = (counters.clone(), self.throttle.clone());
-            self.worker.serve(move |stop| {
-                service.run(stop, &throttle, |memory, chain| {
-                    serve(memory, chain, &counters, &throttle)
-                })
-            })?;
-        }
-        Ok(())
+        let service = QueueService::new(queues, memory, interrupt)?;
+        let throttle = self.throttle.clone();
+        self.worker.serve(move |stop| {
+            service.run(stop, &throttle, |_, memory, chain| {
+                serve(memory, chain, &counters, &throttle)
+            })
+        })
     }
 
     fn stop(&mut self) -> Vec<QueuePosition> {
