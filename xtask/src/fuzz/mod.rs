@@ -32,6 +32,8 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 pub(crate) enum Target {
     /// Registers of a virtio-mmio transport, with a whole device behind them
     Mmio,
+    /// Memory that is given to the balloon, or reported as free
+    Balloon,
     /// Requests to a block device
     Block,
     /// Frames from and to a network device
