@@ -16,7 +16,7 @@ pub struct WorkingSet {
     pub read: Vec<PageRange>,
 }
 
-/// Pages beside one another, the first of them by its place in the file, which is none of bytes but of pages.
+/// Pages beside one another. `first` is a place in the memory's file, counted in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PageRange {
