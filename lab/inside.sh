@@ -4,7 +4,7 @@
 #
 # Ports (virtio-serial): berth.out and berth.err carry the command's output, berth.control carries lines:
 #   ready          the command starts now
-#   beat           the lab is alive, every two seconds
+#   beat CPU       this processor of the lab runs programs, every two seconds
 #   status N       the command ended with this status; its output has been delivered
 
 run=
@@ -60,11 +60,13 @@ if [ "$parked" != parked ]; then
     exit 1
 fi
 
-(
-    exec 4>&- 5>&-
-    while echo beat; do sleep 2; done >&3
-) &
-beat_pid=$!
+# Each from its own processor: one that has stalled must not hide behind the others.
+beat_pids=
+for path in /sys/devices/system/cpu/cpu[0-9]*; do
+    cpu=${path##*/cpu}
+    taskset -c "$cpu" /bin/busybox sh -c "while echo beat $cpu; do sleep 2; done" >&3 4>&- 5>&- &
+    beat_pids="$beat_pids $!"
+done
 
 echo ready >&3
 (
@@ -80,8 +82,8 @@ exec 4>&- 5>&-
     kill $out_pid $err_pid 2>/dev/null
 ) &
 wait $out_pid $err_pid
-kill $beat_pid
-wait $beat_pid 2>/dev/null
+kill $beat_pids
+wait $beat_pids 2>/dev/null
 echo "status $status" >&3
 # The outside switches the lab off once it has read that.
 sleep 60

@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Seconds that the command may take; then everything is killed and the status is 124
     #[arg(long)]
     pub(crate) timeout: Option<u64>,
+    /// Seconds without a word from the command after which a nested lab counts as lost
+    #[arg(long)]
+    pub(crate) silence: Option<u64>,
     /// Passes one more environment variable
     #[arg(long = "env", value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -65,6 +68,7 @@ impl Options {
             memory: None,
             disk: 24,
             timeout: None,
+            silence: None,
             names: Vec::new(),
             nested: false,
             yes,

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::image::Image;
-use super::watch::{End, Signal, Watch};
+use super::watch::{End, Limits, Signal, Watch};
 use super::{LAB_FAILED, Options, TIMED_OUT, default_memory_mib, environment, results, say_timed_out};
 use crate::step::run as run_command;
 use crate::workspace;
@@ -70,8 +70,11 @@ fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
     // The emulator has its own copies; the ports end when it does.
     drop((out_far, err_far, control_far));
 
-    let copies = [copy(out, io::stdout()), copy(err, io::stderr())];
     let (sender, signals) = mpsc::channel();
+    let copies = [
+        copy(out, io::stdout(), sender.clone()),
+        copy(err, io::stderr(), sender.clone()),
+    ];
     thread::spawn(move || {
         for line in BufReader::new(control).lines().map_while(Result::ok) {
             if let Some(signal) = Signal::parse(&line)
@@ -82,7 +85,11 @@ fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
         }
     });
 
-    let mut watch = Watch::new(options.timeout.map(Duration::from_secs));
+    let limits = Limits {
+        timeout: options.timeout.map(Duration::from_secs),
+        silence: options.silence.map(Duration::from_secs),
+    };
+    let mut watch = Watch::new(limits, options.cpus);
     let end = loop {
         let heard = signals.recv_timeout(Duration::from_millis(250));
         let now = start.elapsed();
@@ -134,13 +141,19 @@ fn port() -> Result<(UnixStream, UnixStream)> {
 }
 
 /// Copies all that comes at once, whole lines or not.
-fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
+fn copy(
+    mut from: UnixStream,
+    mut to: impl Write + Send + 'static,
+    signals: Sender<Signal>,
+) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         let mut broken = false;
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             // Whoever reads us may go; the lab must not notice.
             broken = broken || to.write_all(&buffer[..count]).and_then(|()| to.flush()).is_err();
+            // Nobody listens once the end is known.
+            let _ = signals.send(Signal::Output);
         }
     })
 }
