@@ -21,10 +21,11 @@ def nearest(numerator, denominator):
 
 
 def cost(line):
-    """Of one line: CPU units are 1/1024 vCPU, MiB are 1/1024 GB; each part is rounded by itself."""
+    """Of one line: CPU units are 1/1024 vCPU, MiB are 1/1024 GB; each part is rounded by itself. A pause costs memory
+    alone."""
     seconds = line["billedSeconds"]
     assert line["ephemeralStorageGib"] == 20
-    vcpu = nearest(line["cpuUnits"] * seconds * VCPU_HOUR, 1024 * 3600)
+    vcpu = nearest(line["cpuUnits"] * (seconds - line["pausedSeconds"]) * VCPU_HOUR, 1024 * 3600)
     memory = nearest(line["memoryMib"] * seconds * GB_HOUR, 1024 * 3600)
     return vcpu, memory, 0
 

@@ -74,6 +74,7 @@ fn line(app: &App, billed: &BilledLine) -> Value {
         "closedAtLastHeartbeat": line.closed.is_some_and(|closed| closed.at_last_heartbeat),
         "open": billed.open,
         "billedSeconds": billed.billed_seconds,
+        "pausedSeconds": billed.paused_seconds,
         "vcpuNanos": billed.vcpu_nanos,
         "vcpu": decimal(billed.vcpu_nanos),
         "memoryNanos": billed.memory_nanos,

@@ -7,6 +7,7 @@
 //! | `GetOutput` | `task`, `container?`, `position`, `waitSeconds` (at most 20) | `events`, `position`, `end` |
 //! | `GetPullStatus` | `task` | `pull`: `phase`, `layersDone`, `layersTotal`, `bytesDone`, `bytesTotal`; or null |
 //! | `WaitTask` | `task`, `version`, `waitSeconds` (at most 20) | `task` as DescribeTasks shows it, `version` |
+//! | `PauseTask`, `ResumeTask` | `task` | `task` as DescribeTasks shows it; a paused one has the attribute `berth.paused-at` |
 //! | `GetVersion` | | `version` |
 //! | `DescribeNetworks` | | `vpcs`, `subnets`, `securityGroups`, `dnsServers` |
 //!
@@ -53,6 +54,8 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "GetOutput" => output(app, shape(body)?).await,
         "GetPullStatus" => pull_status(app, shape(body)?),
         "WaitTask" => wait(app, shape(body)?).await,
+        "PauseTask" => pause(app, shape(body)?).await,
+        "ResumeTask" => resume(app, shape(body)?).await,
         "GetVersion" => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
         "DescribeNetworks" => network::describe(app).await,
         other => {
@@ -122,6 +125,18 @@ async fn wait(app: &App, input: OneTask) -> Result<Value, ApiError> {
     Ok(json!({ "task": encode::task(&app.owner, &zones(app).await?, &task, true), "version": task.version }))
 }
 
+async fn pause(app: &App, input: OneTask) -> Result<Value, ApiError> {
+    let id = task_id(app, input.task.as_deref())?;
+    let task = app.runtime.pause_task(&id).await.map_err(refusal)?;
+    Ok(json!({ "task": encode::task(&app.owner, &zones(app).await?, &task, true) }))
+}
+
+async fn resume(app: &App, input: OneTask) -> Result<Value, ApiError> {
+    let id = task_id(app, input.task.as_deref())?;
+    let task = app.runtime.resume_task(&id).await.map_err(refusal)?;
+    Ok(json!({ "task": encode::task(&app.owner, &zones(app).await?, &task, true) }))
+}
+
 fn task_id(app: &App, name: Option<&str>) -> Result<TaskId, ApiError> {
     let name = name.ok_or_else(|| ApiError::InvalidParameter("task can not be blank.".to_owned()))?;
     app.owner.parse_task(name)?.id.ok_or_else(task_not_found)
@@ -146,6 +161,10 @@ fn refusal(error: RuntimeError) -> ApiError {
         RuntimeError::ContainerNotFound(_) => {
             ApiError::ResourceNotFound("The specified container was not found.".to_owned())
         }
+        RuntimeError::NotRunning(status) => ApiError::InvalidParameter(format!(
+            "The task is {}; only a task that is RUNNING can be paused or resumed.",
+            status.as_str()
+        )),
         RuntimeError::InvalidPosition(position) => {
             ApiError::InvalidParameter(format!("There is no output at position {position}."))
         }

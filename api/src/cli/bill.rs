@@ -13,7 +13,8 @@ const SHORT_ID: usize = 12;
 #[derive(Args)]
 #[command(after_help = "\
 A task is billed from the start of its image pull to the end of its execution, rounded up to the second, at least one
-minute. Amounts are exact.
+minute. While it is paused its memory costs, and its processors do not, unless the price list says otherwise. Amounts
+are exact.
 
 Examples:
   berth bill                       # every task there ever was

@@ -9,6 +9,7 @@ mod follow;
 mod logs;
 mod networks;
 mod output;
+mod pause;
 mod progress;
 mod ps;
 mod run;
@@ -61,6 +62,10 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Stop a task and wait until it has stopped
     Stop(stop::StopArgs),
+    /// Have a task stand still: it runs nothing and keeps its memory
+    Pause(pause::PauseArgs),
+    /// Have a paused task go on
+    Resume(pause::PauseArgs),
     /// Show all that is known of a task
     Describe(describe::DescribeArgs),
     /// Show the subnets and security groups that tasks can be put into
@@ -98,6 +103,8 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Ps(args) => ps::ps(args).await.map(|()| 0),
         Command::Logs(args) => logs::logs(args).await.map(|()| 0),
         Command::Stop(args) => stop::stop(args).await.map(|()| 0),
+        Command::Pause(args) => pause::pause(args).await.map(|()| 0),
+        Command::Resume(args) => pause::resume(args).await.map(|()| 0),
         Command::Describe(args) => describe::describe(args).await.map(|()| 0),
         Command::Networks(args) => networks::networks(args).await.map(|()| 0),
         Command::Bill(args) => bill::bill(args).await.map(|()| 0),

@@ -63,7 +63,10 @@ fn row(value: &Value, now: i64) -> Result<Vec<String>, task::TaskError> {
         task.id().chars().take(SHORT_ID).collect(),
         task.definition().to_owned(),
         task.cluster().to_owned(),
-        task.last_status.clone(),
+        match task.paused_at() {
+            Some(_) => "PAUSED".to_owned(),
+            None => task.last_status.clone(),
+        },
         container.exit_code.map_or_else(dash, |code| code.to_string()),
         task.interface_detail("privateIPv4Address")
             .map_or_else(dash, str::to_owned),
@@ -107,6 +110,15 @@ mod tests {
                 "nginx"
             ]
         );
+    }
+
+    #[test]
+    fn a_paused_task_says_so() {
+        let task = json!({
+            "taskArn": "x/01", "clusterArn": "x/blue", "taskDefinitionArn": "x/web:3", "lastStatus": "RUNNING",
+            "attributes": [{"name": "ecs.cpu-architecture", "value": "x86_64"}, {"name": "berth.paused-at", "value": "1000.5"}],
+        });
+        assert_eq!(row(&task, 1065).unwrap()[3], "PAUSED");
     }
 
     #[test]

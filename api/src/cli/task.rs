@@ -32,6 +32,7 @@ pub(super) struct Task {
     pub(super) group: Option<String>,
     pub(super) containers: Vec<Container>,
     pub(super) attachments: Vec<Attachment>,
+    attributes: Vec<Detail>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -78,6 +79,14 @@ impl Task {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.last_status == "STOPPED"
+    }
+
+    /// Since when it is paused, in seconds since the epoch.
+    pub(super) fn paused_at(&self) -> Option<f64> {
+        let mut attributes = self.attributes.iter();
+        attributes
+            .find(|attribute| attribute.name == "berth.paused-at")
+            .and_then(|attribute| attribute.value.parse().ok())
     }
 
     /// Still on its way to RUNNING.

@@ -98,19 +98,21 @@ impl RunningMachine {
 
     /// Has the machine written down, which ends it.
     pub async fn snapshot(&self) -> Result<(), HostError> {
+        self.command(Command::Snapshot).await
+    }
+
+    /// Has the VMM do something.
+    async fn command(&self, command: Command) -> Result<(), HostError> {
         let dir = self.dir.clone();
         // On a connection of its own, which blocks: the other one is the guest's.
-        let taken = tokio::task::spawn_blocking(move || {
+        let done = tokio::task::spawn_blocking(move || {
             let failed = |error: ClientError| HostError(error.to_string());
-            match connect(&dir)?.request(Command::Snapshot).map_err(failed)? {
+            match connect(&dir)?.request(command).map_err(failed)? {
                 (Outcome::Error { error }, _) => Err(HostError(error)),
                 _ => Ok(()),
             }
         });
-        taken
-            .await
-            .map_err(|error| HostError(error.to_string()))
-            .flatten()
+        done.await.map_err(|error| HostError(error.to_string())).flatten()
     }
 
     /// The next connection of the guest.
@@ -148,6 +150,14 @@ impl Machine for RunningMachine {
             let status = child.as_mut().and_then(|child| child.wait().ok());
             end_of(&self.dir, status.map(described).as_deref())
         })
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(self.command(Command::Pause))
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(self.command(Command::Resume))
     }
 
     fn kill(&self) -> BoxFuture<'_, ()> {

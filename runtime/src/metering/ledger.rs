@@ -31,5 +31,6 @@ pub fn line(task: &Task, region: &str) -> Option<LedgerLine> {
         tags: task.tags.clone(),
         opened_at,
         closed,
+        pauses: task.pauses,
     })
 }

@@ -48,15 +48,37 @@ fn bill_line(
     now: Timestamp,
 ) -> Result<BilledLine, PriceError> {
     let end = line.closed.map_or(now, |closing| closing.at);
-    let seconds = billed_seconds(end.millis_since(line.opened_at), minimum_seconds);
+    let millis = end.millis_since(line.opened_at);
+    let seconds = billed_seconds(millis, minimum_seconds);
+    let paused = line.pauses.until(end).min(millis) / 1000;
+    let running = seconds - paused;
     let price = prices.at(&line)?;
     let storage_gib = line.ephemeral_storage_gib.saturating_sub(FREE_STORAGE_GIB);
-    let vcpu_nanos = cost(seconds, u64::from(line.cpu_units), 1024, price.vcpu_hour_nanos);
-    let memory_nanos = cost(seconds, u64::from(line.memory_mib), 1024, price.gb_hour_nanos);
-    let storage_nanos = cost(seconds, u64::from(storage_gib), 1, price.storage_gb_hour_nanos);
+    let vcpu_nanos = cost(
+        [
+            (running, price.vcpu_hour_nanos),
+            (paused, price.paused_vcpu_hour_nanos),
+        ],
+        u64::from(line.cpu_units),
+        1024,
+    );
+    let memory_nanos = cost(
+        [
+            (running, price.gb_hour_nanos),
+            (paused, price.paused_gb_hour_nanos()),
+        ],
+        u64::from(line.memory_mib),
+        1024,
+    );
+    let storage_nanos = cost(
+        [(seconds, price.storage_gb_hour_nanos)],
+        u64::from(storage_gib),
+        1,
+    );
     Ok(BilledLine {
         open: line.closed.is_none(),
         billed_seconds: seconds,
+        paused_seconds: paused,
         vcpu_nanos,
         memory_nanos,
         storage_nanos,
@@ -67,9 +89,13 @@ fn bill_line(
     })
 }
 
-/// `seconds × amount / per_unit` unit-seconds at a price per unit-hour, rounded half up to the nano-unit.
-fn cost(seconds: u64, amount: u64, per_unit: u64, hour_nanos: u64) -> u64 {
+/// `amount / per_unit` units for so many seconds at a price per unit-hour each, all of it rounded half up to the nano-unit.
+fn cost<const PRICES: usize>(seconds_at: [(u64, u64); PRICES], amount: u64, per_unit: u64) -> u64 {
     let divisor = u128::from(per_unit) * 3600;
-    let product = u128::from(seconds) * u128::from(amount) * u128::from(hour_nanos);
-    u64::try_from((product + divisor / 2) / divisor).unwrap_or(u64::MAX)
+    let product = seconds_at
+        .iter()
+        .map(|(seconds, hour_nanos)| u128::from(*seconds) * u128::from(*hour_nanos))
+        .fold(0, u128::saturating_add)
+        .saturating_mul(u128::from(amount));
+    u64::try_from(product.saturating_add(divisor / 2) / divisor).unwrap_or(u64::MAX)
 }

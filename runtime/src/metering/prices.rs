@@ -36,6 +36,17 @@ pub struct Price {
     pub vcpu_hour_nanos: u64,
     pub gb_hour_nanos: u64,
     pub storage_gb_hour_nanos: u64,
+    /// Of a paused task.
+    #[serde(default)]
+    pub paused_vcpu_hour_nanos: u64,
+    /// Of a paused task; the same as of a running one where it is not given, since it holds its memory.
+    paused_gb_hour_nanos: Option<u64>,
+}
+
+impl Price {
+    pub fn paused_gb_hour_nanos(&self) -> u64 {
+        self.paused_gb_hour_nanos.unwrap_or(self.gb_hour_nanos)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::bill::{Architecture, Closing, Purchase};
-use crate::model::task::TaskId;
+use crate::model::task::{Pauses, TaskId};
 
 fn ledger_line(millis: u64) -> LedgerLine {
     LedgerLine {
@@ -22,6 +22,7 @@ fn ledger_line(millis: u64) -> LedgerLine {
             at: Timestamp(1_000 + millis),
             at_last_heartbeat: false,
         }),
+        pauses: Pauses::default(),
     }
 }
 
@@ -49,6 +50,60 @@ fn a_begun_second_is_billed_whole() {
     assert_eq!(billed(ledger_line(61_200)).billed_seconds, 62);
     assert_eq!(billed(ledger_line(62_000)).billed_seconds, 62);
     assert_eq!(billed(ledger_line(62_001)).billed_seconds, 63);
+}
+
+#[test]
+fn a_paused_task_costs_its_memory_but_no_processor() {
+    let line = billed(LedgerLine {
+        pauses: Pauses {
+            since: None,
+            ended_ms: 1_800_999,
+        },
+        ..ledger_line(3_600_000)
+    });
+    assert_eq!((line.billed_seconds, line.paused_seconds), (3600, 1800));
+    // Half an hour of a quarter of a vCPU, and an hour of half a GB.
+    assert_eq!((line.vcpu_nanos, line.memory_nanos), (5_060_000, 2_222_500));
+}
+
+#[test]
+fn a_pause_is_billed_at_the_prices_of_its_own() {
+    let list = r#"{"currency": "EUR", "prices": [
+        {"from_ms": 0, "region": "*", "architecture": "x86_64", "purchase": "on_demand",
+         "vcpu_hour_nanos": 4000, "gb_hour_nanos": 2000, "storage_gb_hour_nanos": 0,
+         "paused_vcpu_hour_nanos": 400, "paused_gb_hour_nanos": 200}]}"#;
+    let line = LedgerLine {
+        closed: None,
+        pauses: Pauses {
+            since: Some(Timestamp(1_801_000)),
+            ended_ms: 0,
+        },
+        ..ledger_line(0)
+    };
+    let bill = bill(
+        vec![line],
+        &PriceList::parse(list).unwrap(),
+        60,
+        Timestamp(3_601_000),
+    )
+    .unwrap();
+    let line = &bill.lines[0];
+    assert!(line.open);
+    assert_eq!((line.billed_seconds, line.paused_seconds), (3600, 1800));
+    assert_eq!((line.vcpu_nanos, line.memory_nanos), (550, 550));
+}
+
+#[test]
+fn a_short_task_is_billed_the_minimum_however_long_it_was_paused() {
+    let line = billed(LedgerLine {
+        pauses: Pauses {
+            since: None,
+            // More than it lived: nothing that is stored may make a bill negative.
+            ended_ms: 20_000,
+        },
+        ..ledger_line(10_000)
+    });
+    assert_eq!((line.billed_seconds, line.paused_seconds), (60, 10));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::task::TaskId;
+use super::task::{Pauses, TaskId};
 use super::{Tag, Timestamp};
 
 /// One task's time on the machine, from the start of its image pull to the end of its execution.
@@ -21,6 +21,8 @@ pub struct LedgerLine {
     pub tags: Vec<Tag>,
     pub opened_at: Timestamp,
     pub closed: Option<Closing>,
+    #[serde(default)]
+    pub pauses: Pauses,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +54,8 @@ pub struct BilledLine {
     pub open: bool,
     /// The interval rounded up to the second, at least the minimum.
     pub billed_seconds: u64,
+    /// Of these, the whole seconds in which the task was paused.
+    pub paused_seconds: u64,
     pub vcpu_nanos: u64,
     pub memory_nanos: u64,
     pub storage_nanos: u64,

@@ -131,9 +131,35 @@ pub struct Task {
     pub stopping_at: Option<Timestamp>,
     pub execution_stopped_at: Option<Timestamp>,
     pub stopped_at: Option<Timestamp>,
+    #[serde(default)]
+    pub pauses: Pauses,
     /// The end of execution was not seen; `execution_stopped_at` is the daemon's last heartbeat before it.
     #[serde(default)]
     pub ended_at_heartbeat: bool,
+}
+
+/// The time in which a task stood still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pauses {
+    /// It is paused, from then on.
+    pub since: Option<Timestamp>,
+    /// All pauses that are over, in milliseconds.
+    pub ended_ms: u64,
+}
+
+impl Pauses {
+    /// Ends the pause, if there is one.
+    pub fn end(&mut self, at: Timestamp) {
+        if let Some(since) = self.since.take() {
+            self.ended_ms = self.ended_ms.saturating_add(at.millis_since(since));
+        }
+    }
+
+    /// Milliseconds of pauses up to then.
+    pub fn until(self, at: Timestamp) -> u64 {
+        let open = self.since.map_or(0, |since| at.millis_since(since));
+        self.ended_ms.saturating_add(open)
+    }
 }
 
 /// `overrides` of RunTask, as given.

@@ -23,10 +23,10 @@ use crate::machine::{Isolation, UserRange};
 use crate::metering::{PriceError, PriceList};
 use crate::model::Tag;
 use crate::model::definition::DefinitionId;
-use crate::model::task::{Overrides, Task, TaskId};
+use crate::model::task::{Overrides, Task, TaskId, TaskStatus};
 use crate::store::{Record, StoreError};
 use crate::task::host::HostError;
-use crate::task::supervisor::{Context, StopRequest, supervise};
+use crate::task::supervisor::{Context, Request, supervise};
 
 /// How a runtime is set up.
 #[derive(Clone, Debug)]
@@ -83,6 +83,8 @@ pub enum RuntimeError {
     LogGroupNotFound(String),
     #[error("log stream {0} does not exist")]
     LogStreamNotFound(String),
+    #[error("the task is {}, and only a task that is RUNNING can be paused or resumed", .0.as_str())]
+    NotRunning(TaskStatus),
     #[error("there is no log event at position {0}")]
     InvalidPosition(u64),
     #[error("{0}")]
@@ -160,7 +162,7 @@ struct Shared {
     prices: PriceList,
     settings: Settings,
     /// One for each task that is not stopped.
-    supervisors: Mutex<HashMap<TaskId, mpsc::UnboundedSender<StopRequest>>>,
+    supervisors: Mutex<HashMap<TaskId, mpsc::UnboundedSender<Request>>>,
     /// What is free on the host is looked at and taken in one go.
     admission: tokio::sync::Mutex<()>,
 }
@@ -189,7 +191,7 @@ impl Runtime {
         });
     }
 
-    fn supervisors(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, mpsc::UnboundedSender<StopRequest>>> {
+    fn supervisors(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, mpsc::UnboundedSender<Request>>> {
         self.shared
             .supervisors
             .lock()

@@ -16,13 +16,13 @@ use crate::model::definition::{
 use crate::model::log::{LogGroup, LogStream};
 use crate::model::network::{SecurityGroup, Subnet};
 use crate::model::task::{
-    Container, ContainerStatus, DesiredStatus, Eni, LogTarget, Overrides, StopCause, StopCode, Task, TaskId,
-    TaskStatus,
+    Container, ContainerStatus, DesiredStatus, Eni, LogTarget, Overrides, Pauses, StopCause, StopCode, Task,
+    TaskId, TaskStatus,
 };
 use crate::network::{MacAddr, ipam};
 use crate::state::keys;
 use crate::store::{Record, Transaction};
-use crate::task::supervisor::StopRequest;
+use crate::task::supervisor::{Request, Wish};
 
 /// How long a client token answers for its request.
 pub(super) const CLIENT_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -127,17 +127,26 @@ impl Runtime {
 
     /// Idempotent; returns the task as it is just after.
     pub async fn stop_task(&self, id: &TaskId, code: StopCode, reason: &str) -> Result<Task, RuntimeError> {
+        let reason = reason.to_owned();
+        self.ask(id, Wish::Stop(StopCause { code, reason })).await
+    }
+
+    /// Has the task stand still: its guest runs no more, and keeps its memory and its address. Idempotent.
+    pub async fn pause_task(&self, id: &TaskId) -> Result<Task, RuntimeError> {
+        self.ask(id, Wish::Pause).await.and_then(running)
+    }
+
+    /// Has a paused task go on. Idempotent.
+    pub async fn resume_task(&self, id: &TaskId) -> Result<Task, RuntimeError> {
+        self.ask(id, Wish::Resume).await.and_then(running)
+    }
+
+    /// Tells the task's supervisor; the task as it is just after.
+    async fn ask(&self, id: &TaskId, wish: Wish) -> Result<Task, RuntimeError> {
         let (reply, answer) = oneshot::channel();
-        let request = StopRequest {
-            cause: StopCause {
-                code,
-                reason: reason.to_owned(),
-            },
-            reply,
-        };
         let supervisor = self.supervisors().get(id).cloned();
         if let Some(supervisor) = supervisor
-            && supervisor.send(request).is_ok()
+            && supervisor.send(Request { wish, reply }).is_ok()
             && let Ok(task) = answer.await
         {
             return Ok(task);
@@ -319,6 +328,7 @@ impl Runtime {
             stopping_at: None,
             execution_stopped_at: None,
             stopped_at: None,
+            pauses: Pauses::default(),
             ended_at_heartbeat: false,
             id,
         }
@@ -369,6 +379,14 @@ impl Runtime {
             transaction = transaction.create(keys::client_token(&request.cluster, token), &used)?;
         }
         Ok(transaction)
+    }
+}
+
+/// Only what runs can be paused or resumed.
+fn running(task: Task) -> Result<Task, RuntimeError> {
+    match task.status {
+        TaskStatus::Running => Ok(task),
+        status => Err(RuntimeError::NotRunning(status)),
     }
 }
 

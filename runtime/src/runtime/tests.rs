@@ -207,6 +207,63 @@ async fn sixty_one_and_a_fifth_seconds_are_billed_as_sixty_two() {
 }
 
 #[tokio::test]
+async fn a_paused_task_stands_still_through_a_crash_and_is_billed_as_such() {
+    let world = World::new(b"", None);
+    let first = world.daemon().await;
+    let id = run_one(&first).await;
+    until(&first, &id, TaskStatus::Running).await;
+    world.clock.advance_millis(70_000);
+    let task = first.pause_task(&id).await.unwrap();
+    assert_eq!(task.pauses.since, Some(world.clock.now()));
+    until_paused(&world, &id, true).await;
+    assert_eq!(
+        first.pause_task(&id).await.unwrap(),
+        task,
+        "pausing twice is as good as once"
+    );
+    // As good as kill -9: nobody is told.
+    drop(first);
+    world.host.resume(&id);
+    world.clock.advance_millis(30_000);
+    let second = world.daemon().await;
+    until_paused(&world, &id, true).await;
+    let task = second.resume_task(&id).await.unwrap();
+    assert_eq!((task.pauses.since, task.pauses.ended_ms), (None, 30_000));
+    until_paused(&world, &id, false).await;
+    world.clock.advance_millis(20_000);
+    second.pause_task(&id).await.unwrap();
+    world.clock.advance_millis(15_500);
+    second
+        .stop_task(&id, StopCode::UserInitiated, "enough")
+        .await
+        .unwrap();
+    let task = until(&second, &id, TaskStatus::Stopped).await;
+    // Its container was told to stop, and did.
+    assert_eq!(task.containers[0].exit_code, Some(143));
+    let refused = second.pause_task(&id).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::NotRunning(TaskStatus::Stopped))),
+        "{refused:?}"
+    );
+    let bill = second.bill(BillQuery::default()).await.unwrap();
+    assert_eq!(
+        (bill.lines[0].billed_seconds, bill.lines[0].paused_seconds),
+        (136, 45)
+    );
+}
+
+async fn until_paused(world: &World, id: &TaskId, paused: bool) {
+    let wait = async {
+        while world.host.is_paused(id) != paused {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait)
+        .await
+        .expect("the machine is told in time");
+}
+
+#[tokio::test]
 async fn a_running_task_outlives_the_daemon_and_its_output_is_neither_lost_nor_repeated() {
     let output: Vec<u8> = (0..5_000)
         .flat_map(|line| format!("line {line}\n").into_bytes())

@@ -71,6 +71,10 @@ pub trait Machine: Send + Sync {
     fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>>;
     /// Waits for the machine's end.
     fn ended(&self) -> BoxFuture<'_, MachineEnd>;
+    /// Has the guest stand still; its memory stays.
+    fn pause(&self) -> BoxFuture<'_, Result<(), HostError>>;
+    /// Has it go on; nothing for one that runs.
+    fn resume(&self) -> BoxFuture<'_, Result<(), HostError>>;
     /// Pulls the plug; `ended` follows.
     fn kill(&self) -> BoxFuture<'_, ()>;
 }

@@ -39,6 +39,10 @@ pub enum Event {
     StopRequested {
         cause: StopCause,
     },
+    PauseRequested,
+    ResumeRequested,
+    /// The machine could not be paused: it runs on.
+    PauseFailed,
     /// The machine ended, whoever ended it. `at` is when, if it is not now.
     MachineEnded {
         reason: String,
@@ -56,6 +60,8 @@ pub enum Action {
     PullImages,
     /// Start the machine and the containers, or find the machine that was started before, and follow it.
     RunMachine,
+    /// Have the machine stand still, which is found if need be, and follow it.
+    PauseMachine,
     /// End the containers, then the machine.
     StopMachine,
     Release,
@@ -66,6 +72,7 @@ pub fn action(task: &Task) -> Option<Action> {
     match task.status {
         TaskStatus::Provisioning => Some(Action::AttachNetwork),
         TaskStatus::Pending => Some(Action::PullImages),
+        TaskStatus::Running if task.pauses.since.is_some() => Some(Action::PauseMachine),
         TaskStatus::Activating | TaskStatus::Running => Some(Action::RunMachine),
         TaskStatus::Deactivating | TaskStatus::Stopping => Some(Action::StopMachine),
         TaskStatus::Deprovisioning => Some(Action::Release),
@@ -108,6 +115,12 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
         Event::StartTimedOut { reason } if task.status == TaskStatus::Activating => {
             begin_stop(&mut next, StopCode::TaskFailedToStart, reason, now);
         }
+        Event::PauseRequested if task.status == TaskStatus::Running => {
+            next.pauses.since = task.pauses.since.or(Some(now));
+        }
+        Event::ResumeRequested => next.pauses.end(now),
+        // What was no pause costs as much as none.
+        Event::PauseFailed => next.pauses.since = None,
         Event::StopRequested { cause } => begin_stop(&mut next, cause.code, &cause.reason, now),
         Event::MachineEnded {
             reason,
@@ -123,6 +136,7 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
         Event::NetworkAttached
         | Event::ImagesPulled { .. }
         | Event::StartTimedOut { .. }
+        | Event::PauseRequested
         | Event::Released => {}
     }
     if next != *task {
@@ -212,6 +226,7 @@ fn begin_stop(task: &mut Task, code: StopCode, reason: &str, now: Timestamp) {
         reason: reason.to_owned(),
     });
     task.stopping_at = Some(now);
+    task.pauses.end(now);
     task.status = TaskStatus::Stopping;
 }
 
@@ -229,6 +244,7 @@ fn machine_ended(task: &mut Task, reason: &str, at: Timestamp, at_last_heartbeat
         Some(_) => StopCode::EssentialContainerExited,
         None => StopCode::TaskFailedToStart,
     };
+    task.pauses.end(at);
     begin_stop(task, code, reason, now);
     for container in &mut task.containers {
         if container.status == ContainerStatus::Running {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_protocol::frame::{Decoder, Frame, encode_message, encode_output};
@@ -48,6 +49,18 @@ impl SimulatedHost {
 
     pub(crate) fn kill(&self, task: &TaskId) {
         self.state.lock().unwrap().machines[task].end("killed by signal 9");
+    }
+
+    /// As a daemon would that did not come so far as to pause it.
+    pub(crate) fn resume(&self, task: &TaskId) {
+        let state = self.state.lock().unwrap();
+        state.machines[task].paused.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_paused(&self, task: &TaskId) -> bool {
+        self.state.lock().unwrap().machines[task]
+            .paused
+            .load(Ordering::SeqCst)
     }
 
     /// Machines and interfaces that are there.
@@ -134,6 +147,7 @@ impl Host for SimulatedHost {
 
 struct SimulatedMachine {
     connections: tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>,
+    paused: AtomicBool,
     ended: watch::Sender<Option<MachineEnd>>,
 }
 
@@ -142,6 +156,7 @@ impl SimulatedMachine {
         let (connect, connections) = mpsc::channel(1);
         let machine = Arc::new(SimulatedMachine {
             connections: tokio::sync::Mutex::new(connections),
+            paused: AtomicBool::new(false),
             ended: watch::Sender::new(None),
         });
         let ended = machine.ended.clone();
@@ -182,6 +197,16 @@ impl Machine for SimulatedMachine {
             let ended = ended.wait_for(Option::is_some).await.unwrap();
             ended.clone().unwrap()
         })
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        self.paused.store(true, Ordering::SeqCst);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), HostError>> {
+        self.paused.store(false, Ordering::SeqCst);
+        Box::pin(async { Ok(()) })
     }
 
     fn kill(&self) -> BoxFuture<'_, ()> {

@@ -44,10 +44,26 @@ pub struct Context {
     pub pulls: Mutex<HashMap<TaskId, PullStatus>>,
 }
 
-/// A supervisor is told to stop its task, and answers with the task as it is then.
-pub struct StopRequest {
-    pub cause: StopCause,
+/// What a supervisor is asked for. It answers with the task as it is then.
+pub struct Request {
+    pub wish: Wish,
     pub reply: oneshot::Sender<Task>,
+}
+
+pub enum Wish {
+    Stop(StopCause),
+    Pause,
+    Resume,
+}
+
+impl From<Wish> for Event {
+    fn from(wish: Wish) -> Event {
+        match wish {
+            Wish::Stop(cause) => Event::StopRequested { cause },
+            Wish::Pause => Event::PauseRequested,
+            Wish::Resume => Event::ResumeRequested,
+        }
+    }
 }
 
 /// What a supervisor holds for its task while it runs; all of it can be found or made again.
@@ -63,7 +79,7 @@ pub async fn supervise(
     context: Arc<Context>,
     record: Record<Task>,
     resumed: bool,
-    mut inbox: mpsc::UnboundedReceiver<StopRequest>,
+    mut inbox: mpsc::UnboundedReceiver<Request>,
 ) {
     let Record {
         value: mut task,
@@ -90,7 +106,7 @@ pub async fn supervise(
                 }
                 Some(event) = happened.recv() => (event, None),
                 request = inbox.recv() => match request {
-                    Some(StopRequest { cause, reply }) => (Event::StopRequested { cause }, Some(reply)),
+                    Some(Request { wish, reply }) => (wish.into(), Some(reply)),
                     // The runtime is going away; the task goes on, and the next daemon takes it up.
                     None => return,
                 },
@@ -106,7 +122,7 @@ pub async fn supervise(
             }
         }
     }
-    // A stop that was asked for in the last moment still gets its answer.
+    // What was asked for in the last moment still gets its answer.
     inbox.close();
     while let Some(request) = inbox.recv().await {
         drop(request.reply.send(task.clone()));
@@ -177,6 +193,7 @@ impl Context {
                     })
                 }
             },
+            Action::PauseMachine => self.pause_machine(task, holdings, events).await,
             Action::StopMachine => self.stop_machine(task, holdings, events).await,
             Action::Release => {
                 // A machine's session holds its descriptors.
@@ -236,6 +253,9 @@ impl Context {
         holdings: &mut Holdings,
         events: &mpsc::UnboundedSender<Event>,
     ) -> Option<Event> {
+        if let Some(session) = &holdings.session {
+            return self.resume(task, session.machine()).await;
+        }
         let found = match self.host.find_machine(&task.id).await {
             Ok(found) => found,
             Err(error) => return Some(failed_start(&error)),
@@ -243,7 +263,10 @@ impl Context {
         let resumed = std::mem::take(&mut holdings.resumed);
         match found {
             Found::Running(machine) => match self.prepare(task).await {
-                Ok((spec, _)) => self.follow(task, machine, spec, holdings, events),
+                Ok((spec, _)) => match self.resume(task, machine.as_ref()).await {
+                    None => self.follow(task, machine, spec, holdings, events),
+                    failed => failed,
+                },
                 Err(error) => Some(failed_start(&error)),
             },
             Found::Ended(end) => Some(self.ended_unseen(end.reason, end.at, resumed)),
@@ -357,32 +380,65 @@ impl Context {
         None
     }
 
-    async fn stop_machine(
+    /// A machine that does not answer does not go on either: it has failed.
+    async fn resume(&self, task: &Task, machine: &dyn Machine) -> Option<Event> {
+        let error = machine.resume().await.err()?;
+        tracing::warn!(task = %task.id, %error, "a machine cannot be resumed");
+        machine.kill().await;
+        None
+    }
+
+    async fn pause_machine(
+        &self,
+        task: &Task,
+        holdings: &mut Holdings,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Option<Event> {
+        if let Some(event) = self.take_over(task, holdings, events).await {
+            return Some(event);
+        }
+        let error = holdings.session.as_ref()?.machine().pause().await.err()?;
+        tracing::warn!(task = %task.id, %error, "a machine cannot be paused");
+        Some(Event::PauseFailed)
+    }
+
+    /// Follows the machine that an earlier daemon started, unless this one does already; the task's end if there is none.
+    async fn take_over(
         &self,
         task: &Task,
         holdings: &mut Holdings,
         events: &mpsc::UnboundedSender<Event>,
     ) -> Option<Event> {
         let resumed = std::mem::take(&mut holdings.resumed);
-        if holdings.session.is_none() {
-            match self.host.find_machine(&task.id).await {
-                Ok(Found::Running(machine)) => match self.prepare(task).await {
-                    Ok((spec, _)) => {
-                        if let Some(event) = self.follow(task, machine, spec, holdings, events) {
-                            return Some(event);
-                        }
-                    }
-                    // Nobody can speak to it: it goes without being asked.
-                    Err(error) => return Some(self.ended_unseen(error.to_string(), None, resumed)),
-                },
-                Ok(Found::Ended(end)) => return Some(self.ended_unseen(end.reason, end.at, resumed)),
-                Ok(Found::Nothing) => {
-                    return Some(self.ended_unseen("the task had no machine".to_owned(), None, resumed));
-                }
-                Err(error) => return Some(self.ended_unseen(error.to_string(), None, resumed)),
+        if holdings.session.is_some() {
+            return None;
+        }
+        match self.host.find_machine(&task.id).await {
+            Ok(Found::Running(machine)) => match self.prepare(task).await {
+                Ok((spec, _)) => self.follow(task, machine, spec, holdings, events),
+                // Nobody can speak to it: it goes without being asked.
+                Err(error) => Some(self.ended_unseen(error.to_string(), None, resumed)),
+            },
+            Ok(Found::Ended(end)) => Some(self.ended_unseen(end.reason, end.at, resumed)),
+            Ok(Found::Nothing) => {
+                Some(self.ended_unseen("the task had no machine".to_owned(), None, resumed))
             }
+            Err(error) => Some(self.ended_unseen(error.to_string(), None, resumed)),
+        }
+    }
+
+    async fn stop_machine(
+        &self,
+        task: &Task,
+        holdings: &mut Holdings,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Option<Event> {
+        if let Some(event) = self.take_over(task, holdings, events).await {
+            return Some(event);
         }
         let session = holdings.session.as_ref()?;
+        // Its containers are to hear that they should stop.
+        self.resume(task, session.machine()).await;
         let grace = self.stop_timeout(task).await;
         session.stop_containers(grace);
         // A guest that has not said what its containers do within the time is not asked any longer.

@@ -64,6 +64,7 @@ pub(crate) fn task(containers: usize) -> Task {
         stopping_at: None,
         execution_stopped_at: None,
         stopped_at: None,
+        pauses: Pauses::default(),
         ended_at_heartbeat: false,
         id,
     }
@@ -86,6 +87,9 @@ fn events() -> impl Strategy<Value = Event> {
         1 => (proptest::option::of(0..5_000u64), any::<bool>()).prop_map(|(at, at_last_heartbeat)| Event::MachineEnded {
             reason: "gone".into(), at: at.map(Timestamp), at_last_heartbeat,
         }),
+        2 => Just(Event::PauseRequested),
+        2 => Just(Event::ResumeRequested),
+        1 => Just(Event::PauseFailed),
         2 => Just(Event::Released),
     ]
 }

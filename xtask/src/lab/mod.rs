@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// Seconds without a word from the command after which a nested lab counts as lost
     #[arg(long)]
     pub(crate) silence: Option<u64>,
+    /// The nested lab's processor, as QEMU's -cpu takes it
+    #[arg(long, default_value = nested::PROCESSOR)]
+    pub(crate) processor: String,
     /// Passes one more environment variable
     #[arg(long = "env", value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -69,6 +72,7 @@ impl Options {
             disk: 24,
             timeout: None,
             silence: None,
+            processor: nested::PROCESSOR.to_owned(),
             names: Vec::new(),
             nested: false,
             yes,

@@ -26,7 +26,7 @@ use crate::workspace;
 /// interrupt in between #VMEXIT and VMLOAD, where the kernel has the guest's GS; and without what emulation makes slow:
 /// five levels of page tables, which a nested guest walks twice, and the string instructions that kernels use byte by
 /// byte where the processor says that this is fast.
-const PROCESSOR: &str = "max,+svm,vgif=off,v-vmsave-vmload=off,la57=off,erms=off,fsrm=off";
+pub(crate) const PROCESSOR: &str = "max,+svm,vgif=off,v-vmsave-vmload=off,la57=off,erms=off,fsrm=off";
 const MOUNTED_DATA: &str = "/var/lib/berth-lab";
 const CONSOLE_LINES_SHOWN: usize = 25;
 
@@ -193,7 +193,7 @@ fn emulator(
         "-machine",
         "q35,accel=tcg,usb=off,smbus=off,sata=off",
         "-cpu",
-        PROCESSOR,
+        &options.processor,
     ]);
     command.args(["-smp", &options.cpus.to_string(), "-m", &memory.to_string()]);
     command

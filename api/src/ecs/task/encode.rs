@@ -11,6 +11,7 @@ use crate::arn::Owner;
 use crate::ecs::values::{name_values_json, put, seconds, tags_json};
 
 const PLATFORM_VERSION: &str = "1.4.0";
+const PAUSED_AT: &str = "berth.paused-at";
 
 /// Availability zones by subnet.
 pub(crate) type Zones = HashMap<String, String>;
@@ -25,8 +26,7 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
         Some(owner.definition(&task.definition)),
     );
     put(&mut shape, "attachments", Some([attachment(owner, task)]));
-    let architecture = json!([{ "name": "ecs.cpu-architecture", "value": "x86_64" }]);
-    put(&mut shape, "attributes", Some(architecture));
+    put(&mut shape, "attributes", Some(attributes(task)));
     put(&mut shape, "availabilityZone", zones.get(&task.eni.subnet_id));
     put(
         &mut shape,
@@ -95,6 +95,15 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
     put(&mut shape, "ephemeralStorage", Some(&storage));
     put(&mut shape, "fargateEphemeralStorage", Some(&storage));
     Value::Object(shape)
+}
+
+/// ECS knows no pause, so that is an attribute: since when, in seconds.
+fn attributes(task: &Task) -> Value {
+    let mut attributes = vec![json!({ "name": "ecs.cpu-architecture", "value": "x86_64" })];
+    if let Some(since) = task.pauses.since {
+        attributes.push(json!({ "name": PAUSED_AT, "value": seconds(since).to_string() }));
+    }
+    attributes.into()
 }
 
 fn attachment(owner: &Owner, task: &Task) -> Value {
