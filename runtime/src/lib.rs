@@ -18,3 +18,4 @@ mod task;
 
 pub use machine::{Isolation, UserRange};
 pub use runtime::{Runtime, RuntimeConfig, RuntimeError};
+pub use task::host::MachineMetrics;

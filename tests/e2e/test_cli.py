@@ -113,6 +113,21 @@ def test_detached_task_is_listed_read_described_and_stopped(running, images, tas
     assert name[:12] in running.berth("ps", "-a", check=True).stdout.decode()
 
 
+def test_metrics_count_what_a_machine_does(running, images, tasks):
+    task = tasks.start(images.busybox, "dd if=/dev/zero of=/file bs=1M count=8 && sync && echo done; sleep 3600", stopTimeout=2)
+    tasks.wait_for_output(task, "done")
+    metrics = json.loads(running.berth("metrics", task_id(task), "--json", check=True).stdout)
+    assert metrics["blockWriteBytes"] >= 8 << 20 and metrics["blockFlushOps"] >= 1, metrics
+    assert metrics["vsockRxBytes"] > 0 and metrics["vsockTxBytes"] > 0 and metrics["deviceErrors"] == 0, metrics
+    assert 0 < metrics["startUs"] < 120_000_000 and metrics["startWorkingSetUs"] == 0, metrics
+    assert metrics["cpuUsageUs"] > 0 and metrics["memoryBytes"] > 8 << 20 and metrics["oomKills"] == 0, metrics
+    text = running.berth("metrics", task_id(task), check=True).stdout.decode()
+    assert any(line.startswith("blockWriteBytes ") for line in text.splitlines()), text
+    tasks.stop(task)
+    done = running.berth("metrics", task_id(task))
+    assert done.returncode == 1 and b"is STOPPED, and has no machine" in done.stderr, done
+
+
 def test_logs_follow_to_the_end(running, images, tasks):
     task = tasks.run(tasks.define(images.busybox, "for i in 1 2 3; do echo $i; sleep 1; done"))
     done = running.berth("logs", "-f", task_id(task), check=True)

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use berth_vmm::config::{ExitReason, ExitReport, MachineConfig};
 use berth_vmm::ending;
@@ -29,6 +30,7 @@ was told to stop, and 1 when something failed.";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let arguments: Vec<&str> = arguments
         .iter()
@@ -38,11 +40,11 @@ fn main() -> ExitCode {
         ["--version"] => print(concat!("berth-vmm ", env!("CARGO_PKG_VERSION"))),
         ["--help"] => print(HELP),
         ["--config-fd", number] => match number.parse() {
-            Ok(fd) => run(fd, Machine::run, std::convert::identity),
+            Ok(fd) => run(fd, started, Machine::run, std::convert::identity),
             Err(_) => Err(format!("cannot read the descriptor number {number:?}").into()),
         },
         #[cfg(feature = "jail-probes")]
-        ["--config-fd", number, "--probe", ref probe @ ..] => probing::run(number, probe),
+        ["--config-fd", number, "--probe", ref probe @ ..] => probing::run(number, started, probe),
         _ => Err("cannot understand the arguments; see berth-vmm --help".into()),
     };
     match done {
@@ -61,6 +63,7 @@ fn print(text: &str) -> Result<(), Box<dyn Error>> {
 /// Runs the machine of a configuration by `run`, in the jail that `adapt` makes of the configured one.
 fn run(
     config_fd: RawFd,
+    started: Instant,
     run: impl FnOnce(Machine) -> ExitReport,
     adapt: impl FnOnce(Jail) -> Jail,
 ) -> Result<(), Box<dyn Error>> {
@@ -76,7 +79,7 @@ fn run(
     let machine = enter_jail(&config, &handed)
         .map_err(|error| format!("cannot enter the jail: {error}"))
         .and_then(|jail| {
-            Machine::new(&config, handed, adapt(jail))
+            Machine::new(&config, handed, adapt(jail), started)
                 .map_err(|error| format!("cannot build the machine: {error}"))
         });
     let report = match machine {
@@ -141,11 +144,12 @@ fn read_config(fd: RawFd) -> Result<MachineConfig, Box<dyn Error>> {
 #[cfg(feature = "jail-probes")]
 mod probing {
     use std::error::Error;
+    use std::time::Instant;
 
     use berth_vmm::jail::Jail;
     use berth_vmm::jail::probes::Probe;
 
-    pub(super) fn run(config_fd: &str, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+    pub(super) fn run(config_fd: &str, started: Instant, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
         let (name, parent, kvm, filters) = match *arguments {
             [name, "--parent", parent, "--kvm", kvm] => (name, parent, kvm, true),
             [name, "--parent", parent, "--kvm", kvm, "--without-filters"] => (name, parent, kvm, false),
@@ -155,6 +159,7 @@ mod probing {
         let adapt = |jail: Jail| if filters { jail } else { jail.without_filters() };
         super::run(
             config_fd.parse()?,
+            started,
             |machine| {
                 machine.run_once_closed(|| match probe.run(parent, kvm) {
                     Ok(()) => eprintln!("probe {name}: done"),

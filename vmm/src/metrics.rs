@@ -2,6 +2,7 @@
 //! is the daemon's business.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::control::Metrics;
 
@@ -23,6 +24,8 @@ macro_rules! counters {
 }
 
 counters!(
+    start_us,
+    start_working_set_us,
     exits_io,
     exits_mmio,
     exits_other,
@@ -49,6 +52,12 @@ counters!(
     serial_throttled_bytes,
     device_errors,
 );
+
+/// Sets a counter to the microseconds that have passed since then.
+pub fn clock(counter: &AtomicU64, since: Instant) {
+    let us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    counter.store(us, Ordering::Relaxed);
+}
 
 /// Adds to a counter.
 pub fn count(counter: &AtomicU64, by: u64) {

@@ -174,11 +174,14 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
     while metrics().exits_io < 2 {
         std::thread::sleep(Duration::from_millis(1));
     }
+    let metrics = metrics();
+    assert!(metrics.start_us > 0);
     assert_eq!(
-        metrics(),
+        metrics,
         Metrics {
             exits_io: 2,
             unclaimed_accesses: 1,
+            start_us: metrics.start_us,
             ..Metrics::default()
         }
     );

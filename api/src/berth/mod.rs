@@ -8,6 +8,7 @@
 //! | `GetPullStatus` | `task` | `pull`: `phase`, `layersDone`, `layersTotal`, `bytesDone`, `bytesTotal`; or null |
 //! | `WaitTask` | `task`, `version`, `waitSeconds` (at most 20) | `task` as DescribeTasks shows it, `version` |
 //! | `PauseTask`, `ResumeTask` | `task` | `task` as DescribeTasks shows it; a paused one has the attribute `berth.paused-at` |
+//! | `GetMachineMetrics` | `task` | `metrics`: what the task's machine counts (names and units in [`metrics`]); or null |
 //! | `GetVersion` | | `version` |
 //! | `DescribeNetworks` | | `vpcs`, `subnets`, `securityGroups`, `dnsServers` |
 //!
@@ -17,6 +18,7 @@
 //! be no more.
 
 mod bill;
+mod metrics;
 mod network;
 
 use std::time::Duration;
@@ -54,6 +56,7 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "GetOutput" => output(app, shape(body)?).await,
         "GetPullStatus" => pull_status(app, shape(body)?),
         "WaitTask" => wait(app, shape(body)?).await,
+        "GetMachineMetrics" => metrics::get(app, shape(body)?).await,
         "PauseTask" => pause(app, shape(body)?).await,
         "ResumeTask" => resume(app, shape(body)?).await,
         "GetVersion" => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),

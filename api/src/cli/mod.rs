@@ -7,6 +7,7 @@ mod describe;
 mod doctor;
 mod follow;
 mod logs;
+mod metrics;
 mod networks;
 mod output;
 mod pause;
@@ -70,6 +71,8 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Show the subnets and security groups that tasks can be put into
     Networks(networks::NetworksArgs),
+    /// Show what a task's machine counts: bytes, operations, exits, time to start
+    Metrics(metrics::MetricsArgs),
     /// Show what tasks cost
     Bill(bill::BillArgs),
     /// Check whether this machine can run tasks, and say what to do if not
@@ -107,6 +110,7 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Resume(args) => pause::resume(args).await.map(|()| 0),
         Command::Describe(args) => describe::describe(args).await.map(|()| 0),
         Command::Networks(args) => networks::networks(args).await.map(|()| 0),
+        Command::Metrics(args) => metrics::metrics(args).await.map(|()| 0),
         Command::Bill(args) => bill::bill(args).await.map(|()| 0),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Version => {

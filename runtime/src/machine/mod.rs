@@ -28,7 +28,7 @@ use crate::image::{ImageStore, PullLimits, PullPhase};
 use crate::model::task::{Eni, TaskId};
 use crate::network::{EniSpec, MacAddr, Network};
 use crate::runtime::PullStatus;
-use crate::task::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
+use crate::task::host::{Found, Host, HostError, Machine, MachineMetrics, MachineSpec, PulledImage};
 
 pub use launch::Binaries;
 use launch::Start;
@@ -230,6 +230,24 @@ impl Host for LocalHost {
                     Ok(Found::Ended(running::end_of(&dir, Some(&error.0))))
                 }
             }
+        })
+    }
+
+    fn machine_metrics<'a>(
+        &'a self,
+        task: &'a TaskId,
+    ) -> BoxFuture<'a, Result<Option<MachineMetrics>, HostError>> {
+        Box::pin(async move {
+            let dir = self.starter.dir(task);
+            if !dir.join(PID_FILE).exists() || dir.join(EXIT_FILE).metadata().is_ok_and(|exit| exit.len() > 0)
+            {
+                return Ok(None);
+            }
+            let usage = self.starter.cgroups.group(task.as_str()).map_err(host_error)?;
+            let usage = usage.usage().map_err(host_error)?;
+            let counters = tokio::task::spawn_blocking(move || running::counters(&dir)).await;
+            let counters = counters.map_err(|error| HostError(error.to_string()))??;
+            Ok(Some(MachineMetrics { counters, usage }))
         })
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use berth_vmm::client::{Client, ClientError};
 use berth_vmm::config::{ExitReason, ExitReport, WorkingSet};
-use berth_vmm::control::{Command, Outcome, ServerMessage};
+use berth_vmm::control::{Command, Metrics, Outcome, ServerMessage};
 use futures_util::future::BoxFuture;
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 use tokio::io::Interest;
@@ -180,6 +180,18 @@ fn connect(dir: &Path) -> Result<Client, HostError> {
     let parent = fs::File::open(dir).map_err(|error| at(dir, "open", &error))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL_SOCKET}", parent.as_raw_fd()));
     Client::connect(&path, CONTROL_TIMEOUT).map_err(|error| HostError(error.to_string()))
+}
+
+/// What the machine in `dir` counts; blocks.
+pub(super) fn counters(dir: &Path) -> Result<Metrics, HostError> {
+    let client = connect(dir)?;
+    match client.request(Command::Metrics) {
+        Ok((Outcome::Metrics(metrics), _)) => Ok(metrics),
+        Ok((answer, _)) => Err(HostError(format!(
+            "the machine does not tell its counters: {answer:?}"
+        ))),
+        Err(error) => Err(HostError(error.to_string())),
+    }
 }
 
 fn attach(dir: &Path) -> Result<Client, HostError> {

@@ -22,6 +22,7 @@ use crate::model::task::{
 use crate::network::{MacAddr, ipam};
 use crate::state::keys;
 use crate::store::{Record, Transaction};
+use crate::task::host::MachineMetrics;
 use crate::task::supervisor::{Request, Wish};
 
 /// How long a client token answers for its request.
@@ -160,6 +161,15 @@ impl Runtime {
         record
             .map(|record| record.value)
             .ok_or_else(|| RuntimeError::TaskNotFound(id.to_string()))
+    }
+
+    /// What the task's machine counts and takes of the host; none while it has no machine.
+    pub async fn machine_metrics(&self, id: &TaskId) -> Result<Option<MachineMetrics>, RuntimeError> {
+        if self.task(id).await?.status == TaskStatus::Stopped {
+            return Ok(None);
+        }
+        let metrics = self.shared.context.host.machine_metrics(id).await;
+        metrics.map_err(|error| RuntimeError::Internal(error.to_string()))
     }
 
     /// All tasks, newest first; stopped ones are kept for a while.

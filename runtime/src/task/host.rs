@@ -53,6 +53,13 @@ pub struct MachineEnd {
     pub at: Option<Timestamp>,
 }
 
+/// What a machine counts, and what it takes of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineMetrics {
+    pub counters: berth_vmm::control::Metrics,
+    pub usage: crate::cgroup::Usage,
+}
+
 /// What is left of a machine that an earlier daemon started.
 pub enum Found {
     /// Nothing was ever started.
@@ -93,6 +100,11 @@ pub trait Host: Send + Sync {
     ) -> BoxFuture<'a, Result<PulledImage, HostError>>;
     fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>>;
     fn find_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<Found, HostError>>;
+    /// None where no machine of the task runs.
+    fn machine_metrics<'a>(
+        &'a self,
+        task: &'a TaskId,
+    ) -> BoxFuture<'a, Result<Option<MachineMetrics>, HostError>>;
     /// Ends the machine if it runs and removes everything of it.
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>>;
     fn dns_servers(&self) -> Vec<std::net::Ipv4Addr>;

@@ -129,6 +129,14 @@ impl Host for SimulatedHost {
         Box::pin(async { Ok(found) })
     }
 
+    fn machine_metrics<'a>(
+        &'a self,
+        task: &'a TaskId,
+    ) -> BoxFuture<'a, Result<Option<MachineMetrics>, HostError>> {
+        let there = self.state.lock().unwrap().machines.contains_key(task);
+        Box::pin(async move { Ok(there.then(MachineMetrics::default)) })
+    }
+
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
         if let Some(machine) = self.state.lock().unwrap().machines.remove(task) {
             machine.end("removed");

@@ -117,6 +117,9 @@ pub struct Info {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Metrics {
+    /// Microseconds from the start of the process until its vCPUs ran, and of that for a prepared working set. Not totals.
+    pub start_us: u64,
+    pub start_working_set_us: u64,
     /// KVM exits that reached user space, by kind.
     pub exits_io: u64,
     pub exits_mmio: u64,

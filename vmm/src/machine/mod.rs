@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
@@ -36,7 +37,7 @@ use crate::ending::{self, Ending};
 use crate::handed::{Handed, Start};
 use crate::jail::{Jail, JailError, Thread};
 use crate::memory::{self, MemoryError, MemoryFile};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, clock};
 use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
 use assembly::{Assembly, InterruptLines};
@@ -95,14 +96,20 @@ pub struct Machine {
     gate: Arc<Gate>,
     exit: Option<File>,
     jail: Jail,
+    started: Instant,
     /// KVM maps it into the guest; it is kept until the vCPUs have ended.
     _memory: GuestMemoryMmap,
 }
 
 impl Machine {
     /// Builds a machine from a configuration that was validated, and what came with it. Its threads are confined by
-    /// `jail`, before the guest runs.
-    pub fn new(config: &MachineConfig, handed: Handed, jail: Jail) -> Result<Self, MachineError> {
+    /// `jail`, before the guest runs. `started` is when the process was.
+    pub fn new(
+        config: &MachineConfig,
+        handed: Handed,
+        jail: Jail,
+        started: Instant,
+    ) -> Result<Self, MachineError> {
         let Handed {
             kvm,
             start,
@@ -149,7 +156,9 @@ impl Machine {
             Start::Restore { state, working_set } => {
                 let state = restore(state, config, &vm, &vcpus, &template)?;
                 if let Some(first) = vcpus.first() {
+                    let begun = Instant::now();
                     memory::prefetch(&memory, working_set, first);
+                    clock(&counters.start_working_set_us, begun);
                 }
                 Some(state)
             }
@@ -261,6 +270,7 @@ impl Machine {
             gate,
             exit,
             jail,
+            started,
             _memory: memory,
         })
     }
@@ -279,6 +289,7 @@ impl Machine {
             gate,
             exit,
             jail,
+            started,
             _memory,
         } = self;
         let ending = controlled.ending.clone();
@@ -299,6 +310,7 @@ impl Machine {
             Err(error) => ending.end(ExitReason::Error, Some(error.to_string())),
         }
         gate.open();
+        clock(&controlled.counters.start_us, started);
         if let Err(error) = control.run(&controlled) {
             ending.end(ExitReason::Error, Some(error.to_string()));
         }

@@ -107,8 +107,12 @@ fn serve(
     };
     match queue {
         INFLATE => {
-            for (start, len) in inflated(memory, chain) {
+            let (ranges, whole) = inflated(memory, chain);
+            for (start, len) in ranges {
                 release(start, len);
+            }
+            if !whole {
+                count(&counters.device_errors, 1);
             }
         }
         REPORTING => {
@@ -122,8 +126,8 @@ fn serve(
     Served::Done(0)
 }
 
-/// Addresses and lengths of the pages whose numbers are in the chain; neighbours are one.
-fn inflated(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> Vec<(u64, u64)> {
+/// Addresses and lengths of the pages whose numbers are in the chain, neighbours as one, and whether all of it could be read.
+fn inflated(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> (Vec<(u64, u64)>, bool) {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let mut left = MAX_PAGES;
     for buffer in chain.readable() {
@@ -134,7 +138,7 @@ fn inflated(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) 
             .read_slice(&mut bytes, GuestAddress(buffer.addr().0))
             .is_err()
         {
-            break;
+            return (ranges, false);
         }
         let (numbers, _) = bytes.as_chunks();
         for number in numbers {
@@ -145,7 +149,7 @@ fn inflated(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) 
             }
         }
     }
-    ranges
+    (ranges, true)
 }
 
 #[cfg(feature = "fuzzing")]

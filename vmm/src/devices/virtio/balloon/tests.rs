@@ -133,6 +133,17 @@ fn pages_that_the_driver_puts_into_the_balloon_are_given_back() {
 }
 
 #[test]
+fn page_numbers_that_cannot_be_read_are_counted() {
+    let mut guest = start(Backing::Anonymous);
+    guest.queues[INFLATE].offer(&[(u64::from(MIB) << 20, 12)], false);
+    guest.queues[INFLATE].wait_used(&guest.interrupt);
+    assert_eq!(
+        (guest.released(), guest.counters.snapshot().device_errors),
+        (0, 1)
+    );
+}
+
+#[test]
 fn what_is_not_memory_of_the_guest_is_refused_and_counted() {
     let mut guest = start(Backing::Anonymous);
     let end = u64::from(MIB) << 20;
