@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use berth_vmm::client::{Client, ClientError};
@@ -36,6 +36,8 @@ pub struct RunningMachine {
     /// Set if this daemon started it, and has to reap it.
     child: Mutex<Option<Child>>,
     control: AsyncFd<Client>,
+    /// Commands take effect in the order in which they were given, even if whoever gave one has gone away.
+    commands: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl RunningMachine {
@@ -77,6 +79,7 @@ impl RunningMachine {
                 process,
                 child: Mutex::new(child),
                 control,
+                commands: Arc::default(),
             }),
             Err(error) => {
                 // What it said before it ended explains more than the failed connection.
@@ -104,8 +107,10 @@ impl RunningMachine {
     /// Has the VMM do something.
     async fn command(&self, command: Command) -> Result<(), HostError> {
         let dir = self.dir.clone();
+        let turn = Arc::clone(&self.commands).lock_owned().await;
         // On a connection of its own, which blocks: the other one is the guest's.
         let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let failed = |error: ClientError| HostError(error.to_string());
             match connect(&dir)?.request(command).map_err(failed)? {
                 (Outcome::Error { error }, _) => Err(HostError(error)),
