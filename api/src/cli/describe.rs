@@ -67,6 +67,7 @@ fn page(value: &Value) -> Result<String, task::TaskError> {
         ("pull started", time(task.pull_started_at)),
         ("pull stopped", time(task.pull_stopped_at)),
         ("started", time(task.started_at)),
+        ("paused", time(task.paused_at())),
         ("execution stopped", time(task.execution_stopped_at)),
         ("stopped", time(task.stopped_at)),
     ];
@@ -125,5 +126,14 @@ mod tests {
             text.contains("  exit code        7\n") && !text.contains("pull started"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_pause_is_told_with_its_time() {
+        let text = page(&json!({
+            "taskArn": "x/01", "lastStatus": "RUNNING",
+            "attributes": [{"name": "berth.paused-at", "value": "1.5"}],
+        }));
+        assert!(text.unwrap().contains("1970-01-01T00:00:01.500Z"));
     }
 }
