@@ -170,10 +170,12 @@ impl Vpc {
         for eni in enis {
             self.check(&eni)?;
             let name = names::tap(&eni.id);
-            if there.remove(&name) {
-                self.links
-                    .plug(&name, &names::bridge(&eni.subnet_id), eni.mac, MTU)
-                    .await?;
+            let bridge = names::bridge(&eni.subnet_id);
+            let plugged = there.remove(&name) && {
+                let plugged = self.links.plug(&name, &bridge, eni.mac, MTU).await;
+                self.unless_gone(&name, plugged).await?
+            };
+            if plugged {
                 self.policy.enis.insert(eni.id.clone(), eni);
             } else {
                 missing.push(eni.id);
@@ -184,10 +186,30 @@ impl Vpc {
         }
         self.enforce().await?;
         // A crash may have come between plugging in and bringing up.
+        let mut gone = Vec::new();
         for eni_id in self.policy.enis.keys() {
-            self.links.bring_up(&names::tap(eni_id)).await?;
+            let name = names::tap(eni_id);
+            let up = self.links.bring_up(&name).await;
+            if !self.unless_gone(&name, up).await? {
+                gone.push(eni_id.clone());
+            }
+        }
+        if !gone.is_empty() {
+            self.policy.enis.retain(|eni_id, _| !gone.contains(eni_id));
+            self.enforce().await?;
+            missing.extend(gone);
         }
         Ok(missing)
+    }
+
+    /// Whether something was done to a tap. It may go at any moment, with the machine that holds it, and then whatever is
+    /// done to it fails; that is no error.
+    async fn unless_gone(&self, tap: &str, done: Result<(), NetworkError>) -> Result<bool, NetworkError> {
+        match done {
+            Ok(()) => Ok(true),
+            Err(_) if self.links.index(tap).await?.is_none() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn enforce(&mut self) -> Result<(), NetworkError> {

@@ -1,5 +1,7 @@
 //! What comes and goes: that everything can be repeated, outlives a daemon, and leaves nothing behind.
 
+use std::time::Duration;
+
 use berth_runtime::network::{EniSpec, Network, NetworkError};
 
 use crate::{
@@ -105,6 +107,36 @@ fn running_machines_stay_connected_over_a_restart() {
         assert!(talk(&c, &a));
         drop((a, b, c, forgotten));
         second.remove_all().await.unwrap();
+    });
+}
+
+#[test]
+fn machines_that_end_while_they_are_taken_over_are_no_error() {
+    Host::run("lih", async |host| {
+        let network = host.network().await;
+        let specs = [
+            eni("eni-1", 'a', 10),
+            eni("eni-2", 'a', 11),
+            eni("eni-3", 'a', 12),
+        ];
+        let mut fewer = 0;
+        for round in 0..60 {
+            let mut taps = Vec::new();
+            for spec in &specs {
+                taps.push(network.attach(spec).await.unwrap());
+            }
+            let ending = std::thread::spawn(move || {
+                for tap in taps {
+                    std::thread::sleep(Duration::from_micros(round * 150));
+                    drop(tap);
+                }
+            });
+            fewer += usize::from(!network.adopt(&specs).await.unwrap().is_empty());
+            ending.join().unwrap();
+            assert_eq!(network.adopt(&specs).await.unwrap().len(), specs.len());
+        }
+        assert!(fewer > 0, "no machine ended in time, so nothing was tried");
+        network.remove_all().await.unwrap();
     });
 }
 
