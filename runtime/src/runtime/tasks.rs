@@ -168,8 +168,12 @@ impl Runtime {
         if self.task(id).await?.status == TaskStatus::Stopped {
             return Ok(None);
         }
-        let metrics = self.shared.context.host.machine_metrics(id).await;
-        metrics.map_err(|error| RuntimeError::Internal(error.to_string()))
+        match self.shared.context.host.machine_metrics(id).await {
+            Ok(metrics) => Ok(metrics),
+            // It went while it was being asked.
+            Err(_) if self.task(id).await?.status >= TaskStatus::Stopping => Ok(None),
+            Err(error) => Err(RuntimeError::Internal(error.to_string())),
+        }
     }
 
     /// All tasks, newest first; stopped ones are kept for a while.
