@@ -96,9 +96,14 @@ def _default_network(daemon):
 
 @pytest.fixture
 def running(daemon):
-    """The daemon, alive at the start of the test even if the one before killed it."""
+    """The daemon, alive at the start of the test even if the one before killed it. One that hangs fails this test, and no
+    other one after it."""
     if not daemon.is_alive():
         daemon.start()
+    elif (silence := daemon.silence()) is not None:
+        threads = "\n".join(host.threads(daemon.process.pid))
+        daemon.kill()
+        pytest.fail(f"the daemon does not answer ({silence}) and was killed; its threads were\n{threads}")
     return daemon
 
 
@@ -114,8 +119,12 @@ def tasks(running):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A failed test shows the end of the daemon's log."""
+    """A failed test shows the end of the daemon's log, what its threads wait for, and what the kernel said."""
     report = (yield).get_result()
     daemon = item.funcargs.get("daemon") or item.funcargs.get("running")
-    if report.failed and daemon is not None:
-        report.sections.append(("daemon log", daemon.tail()))
+    if not report.failed or daemon is None:
+        return
+    report.sections.append(("daemon log", daemon.tail()))
+    if daemon.is_alive():
+        report.sections.append(("daemon threads", "\n".join(host.threads(daemon.process.pid))))
+    report.sections.append(("kernel log", "\n".join(host.kernel_log()[-40:])))

@@ -16,6 +16,7 @@ from pathlib import Path
 import boto3
 import botocore.config
 
+import host
 import product
 from registry import free_port
 from wire import Wire
@@ -69,7 +70,10 @@ class Daemon:
             except queue.Empty:
                 line = None
             if line is None:
-                raise RuntimeError(f"the daemon did not start; stdout {said}, log:\n{self.tail()}")
+                threads = host.threads(self.process.pid) if self.is_alive() else []
+                # Else the next test would find one that is alive and does not answer.
+                self.kill()
+                raise RuntimeError(f"the daemon did not start; stdout {said}, threads {threads}, log:\n{self.tail()}")
             said.append(line)
             if line.startswith("berth: listening on "):
                 assert line.strip().endswith(self.url), line
@@ -88,6 +92,14 @@ class Daemon:
 
     def is_alive(self):
         return self.process is not None and self.process.poll() is None
+
+    def silence(self):
+        """Why it gives no answer to a simple question, if it gives none."""
+        try:
+            self.wire.berth("DescribeNetworks")
+        except OSError as error:
+            return error
+        return None
 
     def tail(self, lines=80):
         if not self.log.exists():

@@ -104,3 +104,22 @@ def cpu_usage_us(task_id):
         if name == "usage_usec":
             return int(value)
     raise AssertionError(f"no usage_usec for {task_id}")
+
+
+def threads(pid):
+    """Where each thread of a process is in the kernel: its name, state and call chain."""
+    found = []
+    for thread in sorted(Path(f"/proc/{pid}/task").glob("*")):
+        try:
+            name, stack = (thread / "comm").read_text().strip(), (thread / "stack").read_text().split("\n")
+            state = re.search(r"State:\s+(.*)", (thread / "status").read_text()).group(1)
+        except OSError as error:
+            name, state, stack = "?", str(error), []
+        chain = " < ".join(line.split()[-1].split("+")[0] for line in stack if line)
+        found.append(f"{thread.name} {name} {state}: {chain}")
+    return found
+
+
+def kernel_log():
+    """The lines of the kernel's log."""
+    return _lines("dmesg")

@@ -4,6 +4,8 @@ does the others: so an emulated host that is lost costs the tests it was at, not
 import os
 from pathlib import Path
 
+REASON_CHARACTERS = 300
+
 
 def path():
     name = os.environ.get("BERTH_E2E_JOURNAL")
@@ -11,26 +13,45 @@ def path():
 
 
 class Journal:
-    """One line a test: its outcome (passed, failed, skipped), a space, its id."""
+    """One line a test: its outcome (passed, failed, skipped), a space, its id, and after a tab why it failed. A try that
+    another one follows has a line of its own, with `rerun`."""
 
     def __init__(self, file):
         self._file = file
         self._outcomes = {}
+        self._reasons = {}
 
     def pytest_collection_modifyitems(self, config, items):
-        ended = {line.split(" ", 1)[1] for line in self._lines()}
+        lines = (line.split("\t")[0].split(" ", 1) for line in self._lines())
+        ended = {test for outcome, test in lines if outcome != "rerun"}
         done = [item for item in items if item.nodeid in ended]
         items[:] = [item for item in items if item.nodeid not in ended]
         config.hook.pytest_deselected(items=done)
 
     def pytest_runtest_logreport(self, report):
+        test = report.nodeid
         if report.when == "setup":
-            self._outcomes[report.nodeid] = "passed"
+            self._outcomes[test] = "passed"
         if report.outcome in ("failed", "skipped"):
-            self._outcomes[report.nodeid] = report.outcome
-        if report.when == "teardown" and report.outcome != "rerun":
-            with self._file.open("a") as file:
-                file.write(f"{self._outcomes.pop(report.nodeid)} {report.nodeid}\n")
+            self._outcomes[test] = report.outcome
+        if report.outcome in ("failed", "rerun"):
+            self._reasons.setdefault(test, _reason(report))
+        if report.outcome == "rerun":
+            self._write("rerun", test)
+        elif report.when == "teardown":
+            self._write(self._outcomes.pop(test), test)
+
+    def _write(self, outcome, test):
+        reason = self._reasons.pop(test, None)
+        with self._file.open("a") as file:
+            file.write(f"{outcome} {test}" + (f"\t{reason}" if reason else "") + "\n")
 
     def _lines(self):
         return self._file.read_text().splitlines() if self._file.exists() else []
+
+
+def _reason(report):
+    """The first words of what went wrong, on one line."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else str(report.longrepr)
+    return " ".join(text.split())[:REASON_CHARACTERS]

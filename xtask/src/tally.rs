@@ -64,17 +64,33 @@ pub(crate) fn summary_line(line: &str) -> Option<Tally> {
     Some(tally)
 }
 
-/// The totals of the end-to-end suite's journal: a line for each test that ended, its outcome first.
+/// The totals of the end-to-end suite's journal: a line for each test that ended, its outcome first; a try that another
+/// one followed has a line too, and counts for nothing.
 pub(crate) fn journal(lines: &str) -> Tally {
     let mut sum = Tally::default();
     for line in lines.lines() {
         match line.split(' ').next() {
             Some("passed") => sum.passed += 1,
             Some("skipped") => sum.skipped += 1,
+            Some("rerun") => {}
             _ => sum.failed += 1,
         }
     }
     sum
+}
+
+/// What the journal tells of tests that failed, at last or at first: a line each, with the reason.
+pub(crate) fn journal_failures(lines: &str) -> Vec<String> {
+    let told = lines.lines().filter_map(|line| {
+        let (outcome, rest) = line.split_once(' ')?;
+        let what = match outcome {
+            "failed" => "FAILED",
+            "rerun" => "failed at its first try",
+            _ => return None,
+        };
+        Some(format!("{what}: {}", rest.replacen('\t', ": ", 1)))
+    });
+    told.collect()
 }
 
 /// The tests of a JUnit file that passed although they could do nothing here, which they say in a line with `SKIPPED`.
@@ -126,9 +142,22 @@ mod tests {
 
     #[test]
     fn every_line_of_a_journal_counts_and_a_broken_one_as_failed() {
-        let lines = "passed a.py::t[1 2]\nskipped b.py::t\nfailed b.py::u\npas";
-        assert_eq!(Some(journal(lines)), tally(1, 2, 1));
+        let lines =
+            "passed a.py::t[1 2]\nskipped b.py::t\nfailed b.py::u\nrerun b.py::v\tlate\npassed b.py::v\npas";
+        assert_eq!(Some(journal(lines)), tally(2, 2, 1));
         assert_eq!(journal(""), Tally::default());
+    }
+
+    #[test]
+    fn a_journal_tells_why_a_test_failed_at_last_or_at_first() {
+        let lines = "passed a.py::t\nrerun b.py::t[1 2]\tassert 1 == 2\nfailed b.py::t[1 2]\tlate\n";
+        assert_eq!(
+            journal_failures(lines),
+            [
+                "failed at its first try: b.py::t[1 2]: assert 1 == 2",
+                "FAILED: b.py::t[1 2]: late"
+            ]
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::product::Product;
 use crate::setup::{self, Consent};
 use crate::step::{capture, run as run_command, show, step};
-use crate::tally::{Tally, journal, passed_idly, summary_line};
+use crate::tally::{Tally, journal, journal_failures, passed_idly, summary_line};
 use crate::{fuzz, lab, workspace};
 
 /// The whole end-to-end suite ends well within this time, even in nested labs of which some are lost.
@@ -264,11 +264,17 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
     line.push(workspace::root().join("tests/e2e").into());
     let mut in_lab = lab::Options::for_command(line, options.yes);
 
-    let status = step("end-to-end tests in the lab", || run_to_the_end(&mut in_lab))?;
+    let (status, lost) = step("end-to-end tests in the lab", || run_to_the_end(&mut in_lab))?;
     let lines = fs::read_to_string(&journal_path)
         .with_context(|| format!("cannot read {}", journal_path.display()))?;
     let found = journal(&lines);
     *tally += found;
+    for failure in journal_failures(&lines) {
+        println!("{failure}");
+    }
+    if lost > 0 {
+        println!("labs that were lost on the way: {lost}");
+    }
     ensure!(
         status == 0 && found != Tally::default(),
         "the end-to-end tests ended with status {status}: {found}"
@@ -277,20 +283,21 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
 }
 
 /// Runs the suite, and after a lab was lost what had not ended, in a new one. An emulated host can panic by itself; a test
-/// that was running is run again, and one that takes every lab with it leaves the suite failed.
-fn run_to_the_end(in_lab: &mut lab::Options) -> Result<u8> {
+/// that was running is run again, and one that takes every lab with it leaves the suite failed. Returns the status and
+/// how many labs were lost.
+fn run_to_the_end(in_lab: &mut lab::Options) -> Result<(u8, u32)> {
     let start = Instant::now();
     for lost in 0..MOST_LABS {
         if lost > 0 {
-            eprintln!("==> A LAB WAS LOST ({lost}): what had not ended in it goes on in a new one");
+            println!("==> A LAB WAS LOST ({lost}): what had not ended in it goes on in a new one");
         }
         let left = END_TO_END_LIMIT.saturating_sub(start.elapsed());
         in_lab.timeout = Some(left.as_secs());
         in_lab.silence = Some(END_TO_END_SILENCE);
         let status = lab::run(in_lab)?;
         if status != lab::LAB_FAILED {
-            return Ok(status);
+            return Ok((status, lost));
         }
     }
-    Ok(lab::LAB_FAILED)
+    Ok((lab::LAB_FAILED, MOST_LABS))
 }

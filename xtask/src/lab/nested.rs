@@ -167,8 +167,10 @@ fn emulator(
     let memory = options.memory.map_or_else(default_memory_mib, Ok)?;
     let modules = utf8(&image.modules)?;
     let inside = workspace::root().join("lab/inside.sh");
+    // A lab whose kernel has met a fault, or in which a program waits in the kernel for minutes, is lost; it must not go on
+    // half alive.
     let cmdline = format!(
-        "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off apparmor=0 audit=0 nowatchdog random.trust_cpu=on \
+        "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic hung_task_panic=1 nokaslr mitigations=off apparmor=0 audit=0 nowatchdog random.trust_cpu=on \
          net.ifnames=0 berth.lab={} berth.inside={} berth.results={} berth.modules={modules}",
         utf8(&folder.path)?,
         utf8(&inside)?,
