@@ -4,6 +4,7 @@ mod container;
 mod decode;
 pub(crate) mod encode;
 mod log_driver;
+mod relations;
 pub(crate) mod size;
 #[cfg(test)]
 mod tests;
