@@ -14,7 +14,7 @@ use crate::auth::{Claim, Gate};
 use crate::credentials::Credentials;
 use crate::error::ApiError;
 use crate::reply::Reply;
-use crate::server::Handler;
+use crate::server::{Answer, Handler};
 use crate::{berth, ecs, logs, other};
 
 /// What every operation has at hand.
@@ -111,6 +111,10 @@ impl Route {
         }
     }
 
+    fn is(&self, service: Service, name: &str) -> bool {
+        matches!(self, Route::Operation(operation) if operation.service == service && operation.name == name)
+    }
+
     fn signing_name(&self) -> Option<&'static str> {
         match self {
             Route::Operation(operation) => Some(operation.service.signing_name()),
@@ -139,15 +143,24 @@ impl Handler for App {
         }
     }
 
-    async fn handle(self: Arc<Self>, admission: Admission, head: Parts, body: Bytes) -> Reply {
+    async fn handle(self: Arc<Self>, admission: Admission, head: Parts, body: Bytes) -> Answer {
         let Admission { route, claim } = admission;
         if let Err(error) = self.gate.verify(&claim, &head, &body) {
-            return match route {
+            return Answer::Reply(match route {
                 Route::NoTarget => other::refusal(&claim.service, &error),
                 _ => error.to_reply(),
+            });
+        }
+        if route.is(Service::Berth, berth::EXECUTE_COMMAND) {
+            return match berth::execute(&self, &head.headers, &body).await {
+                Ok(stream) => Answer::Switch {
+                    protocol: berth::PROTOCOL,
+                    stream,
+                },
+                Err(error) => Answer::Reply(error.to_reply()),
             };
         }
-        match route {
+        Answer::Reply(match route {
             Route::Operation(operation) => {
                 let answer = self.call(&operation, &body).await;
                 tracing::debug!(
@@ -165,6 +178,6 @@ impl Handler for App {
                 ApiError::UnknownOperation(format!("There is no operation '{target}' here.")).to_reply()
             }
             Route::NoTarget => other::call(&self.owner, &claim.service, &body),
-        }
+        })
     }
 }

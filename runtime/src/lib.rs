@@ -16,6 +16,8 @@ mod state;
 mod store;
 mod task;
 
+/// What is said over the stream of a command ([`Runtime::execute`]).
+pub use berth_protocol as protocol;
 pub use machine::{Isolation, UserRange};
 pub use runtime::{Runtime, RuntimeConfig, RuntimeError};
-pub use task::host::MachineMetrics;
+pub use task::host::{GuestStream, MachineMetrics};

@@ -9,6 +9,7 @@
 //! | `WaitTask` | `task`, `version`, `waitSeconds` (at most 20) | `task` as DescribeTasks shows it, `version` |
 //! | `PauseTask`, `ResumeTask` | `task` | `task` as DescribeTasks shows it; a paused one has the attribute `berth.paused-at` |
 //! | `GetMachineMetrics` | `task` | `metrics`: what the task's machine counts (names and units in [`metrics`]); or null |
+//! | `ExecuteCommand` | `task`, `container?`, `command`, `environment?`, `terminal?` (`columns`, `rows`), with the header `Upgrade: berth-command` | status 101, then the frames of `berth_protocol::exec` |
 //! | `GetVersion` | | `version` |
 //! | `DescribeNetworks` | | `vpcs`, `subnets`, `securityGroups`, `dnsServers` |
 //!
@@ -18,6 +19,7 @@
 //! be no more.
 
 mod bill;
+mod exec;
 mod metrics;
 mod network;
 
@@ -49,6 +51,8 @@ struct OneTask {
     version: Option<u64>,
     wait_seconds: Option<u64>,
 }
+
+pub(crate) use exec::{EXECUTE_COMMAND, PROTOCOL, execute};
 
 pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Value, ApiError> {
     match operation {
@@ -164,6 +168,10 @@ fn refusal(error: RuntimeError) -> ApiError {
         RuntimeError::ContainerNotFound(_) => {
             ApiError::ResourceNotFound("The specified container was not found.".to_owned())
         }
+        RuntimeError::ContainerNotRunning(name) => {
+            ApiError::InvalidParameter(format!("The container '{name}' does not run."))
+        }
+        RuntimeError::Paused => ApiError::InvalidParameter("The task is paused; resume it first.".to_owned()),
         RuntimeError::NotRunning(status) => ApiError::InvalidParameter(format!(
             "The task is {}; only a task that is RUNNING can be paused or resumed.",
             status.as_str()

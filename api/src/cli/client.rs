@@ -8,10 +8,13 @@ use berth_runtime::clock::{Clock, SystemClock};
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, Uri};
+use hyper::http::HeaderValue;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use tokio::net::TcpStream;
 
 use crate::auth::sign::{Scope, Unsigned, sign};
 use crate::credentials::Credentials;
@@ -214,6 +217,66 @@ impl Client {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// One operation after which the connection speaks another protocol: its input in, the connection back.
+    pub(super) async fn switch(
+        &self,
+        service: Service,
+        operation: &str,
+        input: &Value,
+        protocol: &'static str,
+    ) -> Result<Upgraded, ClientError> {
+        let mut request = self.request(service, operation, input.to_string().into_bytes())?;
+        let headers = request.headers_mut();
+        headers.insert("connection", HeaderValue::from_static("upgrade"));
+        headers.insert("upgrade", HeaderValue::from_static(protocol));
+        // An origin server is asked for a path, not for a whole URI.
+        *request.uri_mut() = Uri::from_static("/");
+        let unreachable = |error: &(dyn std::error::Error + 'static)| ClientError::Unreachable {
+            endpoint: self.endpoint.clone(),
+            cause: innermost(error),
+        };
+        let uri: Uri = self
+            .endpoint
+            .parse()
+            .map_err(|_| ClientError::Endpoint(self.endpoint.clone()))?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let exchange = async {
+            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80)))
+                .await
+                .map_err(|error| unreachable(&error))?;
+            let _ = stream.set_nodelay(true);
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| unreachable(&error))?;
+            tokio::spawn(connection.with_upgrades());
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| unreachable(&error))?;
+            let status = response.status();
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                return hyper::upgrade::on(response)
+                    .await
+                    .map_err(|error| unreachable(&error));
+            }
+            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+                .collect()
+                .await
+                .map_err(|error| unreachable(error.as_ref()))?;
+            let answer = serde_json::from_slice(&body.to_bytes())
+                .map_err(|error| self.malformed(operation, &format!("status {status}, {error}")))?;
+            Err(self.refusal(operation, &answer))
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+            .await
+            .unwrap_or_else(|_| {
+                Err(ClientError::Timeout {
+                    endpoint: self.endpoint.clone(),
+                    operation: operation.to_owned(),
+                })
+            })
     }
 
     fn request(

@@ -5,6 +5,7 @@ mod bill;
 mod client;
 mod describe;
 mod doctor;
+mod exec;
 mod follow;
 mod logs;
 mod metrics;
@@ -18,6 +19,7 @@ mod serve;
 mod stop;
 mod table;
 mod task;
+mod terminal;
 mod time;
 
 use std::process::ExitCode;
@@ -39,6 +41,7 @@ Examples:
   berth run busybox echo hello               # run a task, see its output, get its exit code
   berth run -d --name web -e PORT=80 nginx   # run it in the background
   berth ps                                   # what runs
+  berth exec -it 3f2a -- sh                  # a shell in it
   berth logs -f 3f2a                         # any unique beginning of a task id will do
   berth bill --since 1h                      # what it cost
 
@@ -61,6 +64,8 @@ enum Command {
     Ps(ps::PsArgs),
     /// Show what a task's container wrote
     Logs(logs::LogsArgs),
+    /// Run a command in a container of a task, and exit with its exit code
+    Exec(exec::ExecArgs),
     /// Stop a task and wait until it has stopped
     Stop(stop::StopArgs),
     /// Have a task stand still: it runs nothing and keeps its memory
@@ -105,6 +110,7 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Run(args) => Ok(run::run(args).await),
         Command::Ps(args) => ps::ps(args).await.map(|()| 0),
         Command::Logs(args) => logs::logs(args).await.map(|()| 0),
+        Command::Exec(args) => exec::exec(args).await,
         Command::Stop(args) => stop::stop(args).await.map(|()| 0),
         Command::Pause(args) => pause::pause(args).await.map(|()| 0),
         Command::Resume(args) => pause::resume(args).await.map(|()| 0),

@@ -3,6 +3,7 @@
 
 mod body;
 mod stall;
+mod switch;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_runtime::GuestStream;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -41,7 +43,17 @@ pub trait Handler: Send + Sync + 'static {
         admission: Self::Admission,
         head: Parts,
         body: Bytes,
-    ) -> impl Future<Output = Reply> + Send;
+    ) -> impl Future<Output = Answer> + Send;
+}
+
+/// What a request comes to.
+pub enum Answer {
+    Reply(Reply),
+    /// The connection is no longer HTTP's: what comes over it goes to the stream, and back, until either ends.
+    Switch {
+        protocol: &'static str,
+        stream: Box<dyn GuestStream>,
+    },
 }
 
 /// How much of the server one caller can hold, and for how long.
@@ -149,7 +161,8 @@ async fn connection<H: Handler>(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -166,8 +179,9 @@ async fn connection<H: Handler>(
 async fn answer<H: Handler>(
     handler: Arc<H>,
     limits: &Limits,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, incoming) = request.into_parts();
     let admission = match handler.admit(&head) {
         Ok(admission) => admission,
@@ -182,7 +196,11 @@ async fn answer<H: Handler>(
     };
     // A task of its own: what it began it ends, whether or not the caller waits; and a panic in it stays in it.
     match tokio::spawn(handler.handle(admission, head, body)).await {
-        Ok(reply) => response(reply),
+        Ok(Answer::Reply(reply)) => response(reply),
+        Ok(Answer::Switch { protocol, stream }) => {
+            tokio::spawn(switch::relay(upgrade, stream));
+            switch::response(protocol)
+        }
         Err(error) => response(ApiError::server(&error).to_reply()),
     }
 }

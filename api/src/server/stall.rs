@@ -25,6 +25,11 @@ impl<S> StallGuard<S> {
         }
     }
 
+    /// Without the guard.
+    pub(super) fn into_inner(self) -> S {
+        self.inner
+    }
+
     fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.deadline = None;

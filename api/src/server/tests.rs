@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use super::{Handler, Limits, serve_with};
+use super::{Answer, Handler, Limits, serve_with};
 use crate::error::ApiError;
 use crate::reply::Reply;
 
@@ -28,14 +28,26 @@ impl Handler for Echo {
         }
     }
 
-    async fn handle(self: Arc<Self>, (): (), head: Parts, body: Bytes) -> Reply {
+    async fn handle(self: Arc<Self>, (): (), head: Parts, body: Bytes) -> Answer {
         match head.uri.path() {
             "/panic" => panic!("as asked"),
             "/slow" => tokio::time::sleep(Duration::from_millis(300)).await,
-            "/large" => return Reply::json(200, &json!("x".repeat(64 * 1024 * 1024))),
+            "/large" => return Answer::Reply(Reply::json(200, &json!("x".repeat(64 * 1024 * 1024)))),
+            "/switch" => {
+                // What comes is said again.
+                let (stream, mut other) = tokio::io::duplex(1024);
+                tokio::spawn(async move {
+                    let (mut from, mut to) = tokio::io::split(&mut other);
+                    tokio::io::copy(&mut from, &mut to).await
+                });
+                return Answer::Switch {
+                    protocol: "echo",
+                    stream: Box::new(stream),
+                };
+            }
             _ => {}
         }
-        Reply::json(200, &json!({ "length": body.len() }))
+        Answer::Reply(Reply::json(200, &json!({ "length": body.len() })))
     }
 }
 
@@ -319,4 +331,36 @@ async fn a_request_under_way_is_answered_when_the_server_stops() {
         "idle connections held it up"
     );
     assert!(TcpStream::connect(address).await.is_err(), "it still listens");
+}
+
+#[tokio::test]
+async fn a_switched_connection_carries_bytes_both_ways_and_outlasts_the_stall_guard() {
+    let server = Server::start(quick()).await;
+    let mut stream = server.connect().await;
+    // The first bytes of the other protocol come with the request already.
+    let head = "POST /switch HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\ncontent-length: 0\r\n\r\nfirst";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 1024];
+    let mut text = String::new();
+    while !text.ends_with("first") {
+        let count = stream.read(&mut answer).await.unwrap();
+        assert!(count > 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&answer[..count]));
+    }
+    assert!(
+        text.starts_with("HTTP/1.1 101 Switching Protocols\r\n") && text.contains("upgrade: echo\r\n"),
+        "{text}"
+    );
+    // More than all buffers on the way hold, and nobody reads for longer than a stalled answer may take.
+    let sent = vec![7; 16 * 1024 * 1024];
+    let (mut from, mut to) = stream.into_split();
+    let writing = tokio::spawn(async move {
+        to.write_all(&sent).await.unwrap();
+        to.shutdown().await.unwrap();
+    });
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let mut received = Vec::new();
+    from.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received.len(), 16 * 1024 * 1024);
+    writing.await.unwrap();
 }

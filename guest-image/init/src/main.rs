@@ -36,6 +36,7 @@ fn run() -> i32 {
     match args.next().as_deref() {
         Some(container::reaper::NAME) => return container::reaper::run(args.next().as_deref()),
         Some(container::join::NAME) => return container::join::main(),
+        Some(container::command::NAME) => return container::command::main(),
         _ => {}
     }
     match admitted() {

@@ -7,15 +7,18 @@
 //! |---|---|
 //! | 0 | a control message as JSON |
 //! | 1 | output: `u8` length of the container's name, the name (UTF-8), `u8` stream (0 stdout, 1 stderr), `u64` (little endian) offset of the first byte, then at most [`MAX_OUTPUT_BYTES`] bytes |
+//! | 2 | data of a command ([`crate::exec`]): `u8` stream (0 stdin, 1 stdout, 2 stderr), then 1 to [`MAX_OUTPUT_BYTES`] bytes |
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::exec::{FromCommand, STDERR, ToCommand};
 use crate::message::{Stream, ToGuest, ToHost};
 use crate::{MAX_FRAME_BYTES, MAX_OUTPUT_BYTES};
 
 const KIND_MESSAGE: u8 = 0;
 const KIND_OUTPUT: u8 = 1;
+const KIND_DATA: u8 = 2;
 const LENGTH_BYTES: usize = 4;
 /// Room that the decoder keeps between frames; what one large frame took is given back.
 const KEPT_CAPACITY: usize = 2 * MAX_OUTPUT_BYTES;
@@ -25,6 +28,16 @@ const KEPT_CAPACITY: usize = 2 * MAX_OUTPUT_BYTES;
 pub enum Frame<M> {
     Message(M),
     Output(OutputFrame),
+    Data(DataFrame),
+}
+
+/// Bytes of one stream of a command ([`crate::exec`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFrame {
+    /// [`crate::exec::STDIN`] to [`crate::exec::STDERR`].
+    pub stream: u8,
+    /// 1 to [`MAX_OUTPUT_BYTES`].
+    pub bytes: Vec<u8>,
 }
 
 /// A piece of one output stream of one container.
@@ -46,6 +59,8 @@ pub enum FrameError {
     Kind(u8),
     #[error("malformed control message: {0}")]
     Json(#[from] serde_json::Error),
+    #[error("a data frame of stream {stream} with {length} bytes is not of a command")]
+    Data { stream: u8, length: usize },
     #[error("an output frame ends within its header")]
     OutputHeader,
     #[error("the container name of an output frame is not UTF-8")]
@@ -91,6 +106,7 @@ impl<M: Serialize> Frame<M> {
                 &output.bytes,
                 out,
             ),
+            Frame::Data(data) => encode_data(data.stream, &data.bytes, out),
         }
     }
 }
@@ -140,6 +156,25 @@ pub fn encode_output(
     out.push(stream.code());
     out.extend_from_slice(&offset.to_le_bytes());
     out.extend_from_slice(bytes);
+    Ok(())
+}
+
+/// Appends bytes of a command's stream to `out`; on an error `out` is as it was.
+pub fn encode_data(stream: u8, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+    check_data(stream, bytes.len())?;
+    let body_length = 1 + 1 + bytes.len();
+    let length = u32::try_from(body_length).map_err(|_| FrameError::Length(body_length))?;
+    out.reserve(LENGTH_BYTES + body_length);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&[KIND_DATA, stream]);
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+fn check_data(stream: u8, length: usize) -> Result<(), FrameError> {
+    if stream > STDERR || !(1..=MAX_OUTPUT_BYTES).contains(&length) {
+        return Err(FrameError::Data { stream, length });
+    }
     Ok(())
 }
 
@@ -229,6 +264,7 @@ fn decode_body<M: DeserializeOwned>(body: &[u8]) -> Result<Frame<M>, FrameError>
     match body.split_first() {
         Some((&KIND_MESSAGE, json)) => Ok(Frame::Message(serde_json::from_slice(json)?)),
         Some((&KIND_OUTPUT, rest)) => decode_output(rest).map(Frame::Output),
+        Some((&KIND_DATA, rest)) => decode_data(rest).map(Frame::Data),
         Some((&kind, _)) => Err(FrameError::Kind(kind)),
         None => Err(FrameError::Length(0)),
     }
@@ -252,7 +288,19 @@ fn decode_output(rest: &[u8]) -> Result<OutputFrame, FrameError> {
     })
 }
 
-/// Decodes a whole byte string in both directions and throws the result away: the entry for fuzzers.
+fn decode_data(rest: &[u8]) -> Result<DataFrame, FrameError> {
+    let (&stream, bytes) = rest.split_first().ok_or(FrameError::Data {
+        stream: u8::MAX,
+        length: 0,
+    })?;
+    check_data(stream, bytes.len())?;
+    Ok(DataFrame {
+        stream,
+        bytes: bytes.to_vec(),
+    })
+}
+
+/// Decodes a whole byte string in all directions and throws the result away: the entry for fuzzers.
 pub fn decode_all(bytes: &[u8]) {
     fn drain<M: DeserializeOwned>(bytes: &[u8]) {
         let mut decoder = Decoder::new();
@@ -261,6 +309,8 @@ pub fn decode_all(bytes: &[u8]) {
     }
     drain::<ToGuest>(bytes);
     drain::<ToHost>(bytes);
+    drain::<ToCommand>(bytes);
+    drain::<FromCommand>(bytes);
 }
 
 #[cfg(test)]

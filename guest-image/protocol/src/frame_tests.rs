@@ -44,6 +44,8 @@ fn frame() -> impl Strategy<Value = Frame<ToGuest>> {
                 offset,
                 bytes
             })),
+        (0u8..3, vec(any::<u8>(), 1..300))
+            .prop_map(|(stream, bytes)| Frame::Data(DataFrame { stream, bytes })),
     ]
 }
 
@@ -103,6 +105,9 @@ fn the_layout_is_as_documented() {
     encode_output("web", Stream::Stderr, 0x0102, b"hi", &mut bytes).unwrap();
     assert_eq!(bytes, b"\x10\0\0\0\x01\x03web\x01\x02\x01\0\0\0\0\0\0hi");
     bytes.clear();
+    encode_data(crate::exec::STDERR, b"hi", &mut bytes).unwrap();
+    assert_eq!(bytes, b"\x04\0\0\0\x02\x02hi");
+    bytes.clear();
     encode_message(&ToGuest::PowerOff, &mut bytes).unwrap();
     assert_eq!(bytes, b"\x15\0\0\0\0{\"type\":\"power_off\"}");
 }
@@ -122,7 +127,10 @@ fn a_length_outside_the_bounds_is_refused_before_its_body_comes() {
 #[test]
 fn unknown_kinds_streams_and_offsets_are_refused() {
     let refusal = |body: &[u8]| decode_body::<ToGuest>(body).unwrap_err();
-    assert!(matches!(refusal(&[2]), FrameError::Kind(2)));
+    assert!(matches!(refusal(&[3]), FrameError::Kind(3)));
+    for data in [&b"\x02"[..], b"\x02\0", b"\x02\x03x"] {
+        assert!(matches!(refusal(data), FrameError::Data { .. }), "{data:?}");
+    }
     assert!(matches!(
         refusal(b"\x01\x01a\x02\0\0\0\0\0\0\0\0"),
         FrameError::OutputStream(2)

@@ -7,6 +7,7 @@
 //!
 //! Both sides treat the other as hostile: lengths are bounded before use, unknown kinds are errors.
 
+pub mod exec;
 pub mod frame;
 pub mod message;
 
@@ -14,6 +15,8 @@ pub mod message;
 pub const PROTOCOL_VERSION: u32 = 3;
 /// The vsock port of the host to which the guest connects.
 pub const HOST_PORT: u32 = 1024;
+/// The vsock port of the guest to which the host connects for each command that it runs in a container ([`exec`]).
+pub const EXEC_PORT: u32 = 1025;
 /// Word on the kernel command line that marks a Berth guest; `berth-init` refuses to run without it.
 pub const GUEST_MARKER: &str = "berth.guest=1";
 /// Largest frame body in bytes.

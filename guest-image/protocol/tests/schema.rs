@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use berth_protocol::PROTOCOL_VERSION;
+use berth_protocol::exec::{FromCommand, TerminalSize, ToCommand};
 use berth_protocol::message::{
     Condition, ContainerSpec, ContainerState, ContainerStatus, Dependency, Health, HealthCheck, Mount,
     NetworkSpec, OutputPosition, RestartPolicy, Stream, TaskSpec, Tmpfs, ToGuest, ToHost,
@@ -152,6 +153,33 @@ fn to_host() -> Vec<ToHost> {
     ]
 }
 
+fn to_command() -> Vec<ToCommand> {
+    let size = TerminalSize {
+        columns: 80,
+        rows: 24,
+    };
+    vec![
+        ToCommand::Start {
+            container: "web".into(),
+            argv: vec!["sh".into()],
+            env: BTreeMap::from([("TERM".into(), "xterm".into())]),
+            terminal: Some(size),
+        },
+        ToCommand::StdinEnd,
+        ToCommand::Resize { size },
+        ToCommand::Signal { signal: 2 },
+    ]
+}
+
+fn from_command() -> Vec<FromCommand> {
+    vec![
+        FromCommand::Failed {
+            reason: "exec: \"nope\": executable file not found in $PATH".into(),
+        },
+        FromCommand::Exited { exit_code: 130 },
+    ]
+}
+
 /// The compiler points here when a variant is added: then the lists above need an example of it.
 #[allow(dead_code)]
 fn every_variant_has_an_example(guest: &ToGuest, host: &ToHost, state: &ContainerState) {
@@ -175,7 +203,13 @@ fn snapshot_path() -> PathBuf {
 }
 
 fn shape() -> Value {
-    json!({ "version": PROTOCOL_VERSION, "to_guest": to_guest(), "to_host": to_host() })
+    json!({
+        "version": PROTOCOL_VERSION,
+        "to_guest": to_guest(),
+        "to_host": to_host(),
+        "to_command": to_command(),
+        "from_command": from_command(),
+    })
 }
 
 #[test]
@@ -196,4 +230,8 @@ fn the_snapshot_reads_back_as_the_messages_it_came_from() {
     let host: Vec<ToHost> = serde_json::from_value(snapshot["to_host"].clone()).unwrap();
     assert_eq!(guest, to_guest());
     assert_eq!(host, to_host());
+    let command: Vec<ToCommand> = serde_json::from_value(snapshot["to_command"].clone()).unwrap();
+    let outcome: Vec<FromCommand> = serde_json::from_value(snapshot["from_command"].clone()).unwrap();
+    assert_eq!(command, to_command());
+    assert_eq!(outcome, from_command());
 }

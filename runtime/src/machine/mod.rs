@@ -28,7 +28,9 @@ use crate::image::{ImageStore, PullLimits, PullPhase};
 use crate::model::task::{Eni, TaskId};
 use crate::network::{EniSpec, MacAddr, Network};
 use crate::runtime::PullStatus;
-use crate::task::host::{Found, Host, HostError, Machine, MachineMetrics, MachineSpec, PulledImage};
+use crate::task::host::{
+    Found, GuestStream, Host, HostError, Machine, MachineMetrics, MachineSpec, PulledImage,
+};
 
 pub use launch::Binaries;
 use launch::Start;
@@ -248,6 +250,24 @@ impl Host for LocalHost {
             let counters = tokio::task::spawn_blocking(move || running::counters(&dir)).await;
             let counters = counters.map_err(|error| HostError(error.to_string()))??;
             Ok(Some(MachineMetrics { counters, usage }))
+        })
+    }
+
+    fn connect_guest<'a>(
+        &'a self,
+        task: &'a TaskId,
+        port: u32,
+    ) -> BoxFuture<'a, Result<Option<Box<dyn GuestStream>>, HostError>> {
+        Box::pin(async move {
+            let dir = self.starter.dir(task);
+            if !dir.join(PID_FILE).exists() || dir.join(EXIT_FILE).metadata().is_ok_and(|exit| exit.len() > 0)
+            {
+                return Ok(None);
+            }
+            let connected = tokio::task::spawn_blocking(move || running::connect_guest(&dir, port)).await;
+            let connected = connected.map_err(|error| HostError(error.to_string()))??;
+            let stream = connected.map(running::stream).transpose().map_err(host_error)?;
+            Ok(stream.map(|stream| Box::new(stream) as Box<dyn GuestStream>))
         })
     }
 

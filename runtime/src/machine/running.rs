@@ -199,6 +199,19 @@ pub(super) fn counters(dir: &Path) -> Result<Metrics, HostError> {
     }
 }
 
+/// Connects to a vsock port of the guest of the machine in `dir`; none where nobody listens there. Blocks.
+pub(super) fn connect_guest(dir: &Path, port: u32) -> Result<Option<OwnedFd>, HostError> {
+    match connect(dir)?.request(Command::VsockConnect { port }) {
+        Ok((Outcome::Done, Some(fd))) => Ok(Some(fd)),
+        Ok((Outcome::Error { error }, _)) => {
+            tracing::debug!(error, "a guest does not take a connection");
+            Ok(None)
+        }
+        Ok(_) => Err(HostError("the machine sent no connection".to_owned())),
+        Err(error) => Err(HostError(error.to_string())),
+    }
+}
+
 fn attach(dir: &Path) -> Result<Client, HostError> {
     let failed = |error: ClientError| HostError(error.to_string());
     let client = connect(dir)?;
@@ -216,7 +229,7 @@ fn attach(dir: &Path) -> Result<Client, HostError> {
 }
 
 /// What a VMM sends may be any descriptor at all; only a stream socket is taken.
-fn stream(fd: OwnedFd) -> std::io::Result<UnixStream> {
+pub(super) fn stream(fd: OwnedFd) -> std::io::Result<UnixStream> {
     let local = getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok();
     if !local || getsockopt(&fd, sockopt::SockType)? != SockType::Stream {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a stream socket"));

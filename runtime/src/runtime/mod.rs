@@ -4,6 +4,7 @@ mod background;
 mod billing;
 mod clusters;
 mod definitions;
+pub mod exec;
 mod logs;
 mod networks;
 mod open;
@@ -85,6 +86,10 @@ pub enum RuntimeError {
     LogStreamNotFound(String),
     #[error("the task is {}, and only a task that is RUNNING can be paused or resumed", .0.as_str())]
     NotRunning(TaskStatus),
+    #[error("container {0} does not run")]
+    ContainerNotRunning(String),
+    #[error("the task is paused")]
+    Paused,
     #[error("there is no log event at position {0}")]
     InvalidPosition(u64),
     #[error("{0}")]

@@ -105,6 +105,12 @@ pub trait Host: Send + Sync {
         &'a self,
         task: &'a TaskId,
     ) -> BoxFuture<'a, Result<Option<MachineMetrics>, HostError>>;
+    /// A connection to this vsock port of the guest; none where no machine of the task runs, or nobody listens there.
+    fn connect_guest<'a>(
+        &'a self,
+        task: &'a TaskId,
+        port: u32,
+    ) -> BoxFuture<'a, Result<Option<Box<dyn GuestStream>>, HostError>>;
     /// Ends the machine if it runs and removes everything of it.
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>>;
     fn dns_servers(&self) -> Vec<std::net::Ipv4Addr>;

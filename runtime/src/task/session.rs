@@ -310,6 +310,7 @@ impl Worker {
         while let Some(frame) = decoder.next::<ToHost>()? {
             match frame {
                 Frame::Output(output) => self.store(output).await?,
+                Frame::Data(_) => return Err(Broken::Protocol("data of no command".to_owned())),
                 Frame::Message(ToHost::Container { status }) => self.hear_status(status)?,
                 Frame::Message(ToHost::Error { message }) => {
                     tracing::warn!(message = one_line(&message), "a guest reports an error");
@@ -511,7 +512,9 @@ async fn read_hello(
     loop {
         match decoder.next::<ToHost>()? {
             Some(Frame::Message(message)) => return Ok(message),
-            Some(Frame::Output(_)) => return Err(Broken::Protocol("output before its hello".to_owned())),
+            Some(Frame::Output(_) | Frame::Data(_)) => {
+                return Err(Broken::Protocol("output before its hello".to_owned()));
+            }
             None => {}
         }
         match stream.read(buffer).await? {

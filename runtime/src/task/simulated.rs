@@ -137,6 +137,14 @@ impl Host for SimulatedHost {
         Box::pin(async move { Ok(there.then(MachineMetrics::default)) })
     }
 
+    fn connect_guest<'a>(
+        &'a self,
+        _: &'a TaskId,
+        _: u32,
+    ) -> BoxFuture<'a, Result<Option<Box<dyn GuestStream>>, HostError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
         if let Some(machine) = self.state.lock().unwrap().machines.remove(task) {
             machine.end("removed");
@@ -319,7 +327,7 @@ impl Guest {
                     ToGuest::PowerOff => return Ok(()),
                     _ => {}
                 },
-                Some(Frame::Output(_)) => panic!("the host sends no output"),
+                Some(Frame::Output(_) | Frame::Data(_)) => panic!("the host sends no output"),
                 None => match stream.read(&mut buffer).await? {
                     0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
                     length => decoder.push(&buffer[..length]),

@@ -146,7 +146,7 @@ pub(super) fn limit(spec: &ContainerSpec) -> Result<(), ChildError> {
 }
 
 /// So that the program may open /dev/stdout and /dev/stderr, which are links to these pipes.
-fn give_streams(identity: &Identity) -> Result<(), ChildError> {
+pub(super) fn give_streams(identity: &Identity) -> Result<(), ChildError> {
     for fd in [1, 2] {
         // SAFETY: fchown on a number that is open: a pipe of this container's own.
         Errno::result(unsafe { libc::fchown(fd, identity.uid, identity.gid) })

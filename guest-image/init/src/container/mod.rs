@@ -3,11 +3,14 @@
 
 mod capability;
 mod child;
+pub(crate) mod command;
 mod environment;
 mod inside;
 pub(crate) mod join;
+mod process;
 mod program;
 pub(crate) mod reaper;
+mod relay;
 pub(crate) mod root;
 pub(crate) mod start;
 pub(crate) mod stop_signal;

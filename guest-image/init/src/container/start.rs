@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use berth_protocol::message::{ContainerSpec, NetworkSpec};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{ForkResult, Pid, pipe2};
 
 use crate::container::capability::{CapabilityError, CapabilitySet};
 use crate::container::child::{self, Launch};
@@ -149,6 +149,15 @@ pub(super) fn clone_into(cgroup: &File, namespaces: i32) -> Result<Option<Pid>, 
         0 => Ok(None),
         pid if pid > 0 => Ok(Some(Pid::from_raw(pid as libc::pid_t))),
         _ => Err(StartError::Clone(Errno::last())),
+    }
+}
+
+/// A fork; none in the child.
+pub(super) fn fork() -> Result<Option<Pid>, StartError> {
+    // SAFETY: this process has one thread, so the child may do anything.
+    match unsafe { nix::unistd::fork() }.map_err(StartError::Clone)? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
     }
 }
 

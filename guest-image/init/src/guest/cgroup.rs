@@ -63,6 +63,16 @@ pub(crate) fn make_container(
     Ok(cgroup)
 }
 
+/// Moves the calling process into the cgroup of a container.
+pub(crate) fn enter(name: &str) -> Result<(), CgroupError> {
+    set(&Path::new(TASK).join(name), "cgroup.procs", "0")
+}
+
+/// The cgroup of a container as the kernel names it.
+pub(crate) fn name_of(container: &str) -> String {
+    format!("{}/{container}", TASK.trim_start_matches(ROOT))
+}
+
 /// Kills every process of every container.
 pub(crate) fn kill_task() -> Result<(), CgroupError> {
     match fs::exists(TASK) {

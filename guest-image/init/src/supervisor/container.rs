@@ -188,6 +188,14 @@ impl Container {
         })
     }
 
+    /// Of its first process, once that is its program.
+    pub(crate) fn running_pid(&self) -> Option<Pid> {
+        match &self.phase {
+            Phase::Running { process, .. } => Some(process.pid),
+            _ => None,
+        }
+    }
+
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.process().map(|process| process.pid)
     }

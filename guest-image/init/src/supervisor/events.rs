@@ -19,6 +19,8 @@ pub(crate) enum Event {
     /// Children ended.
     Child,
     Host,
+    /// The host connects, to run a command.
+    Command,
     /// The start pipe of this container.
     Start(usize),
     Output(usize, Stream),
@@ -28,8 +30,9 @@ pub(crate) enum Event {
 const EVENTS_PER_TURN: usize = 64;
 const CHILD: u64 = 0;
 const HOST: u64 = 1;
+const COMMAND: u64 = 2;
 /// From here on, three for each container.
-const FIRST_CONTAINER: u64 = 2;
+const FIRST_CONTAINER: u64 = 3;
 
 /// An epoll that always watches exactly what is wanted now. A pipe that is not to be read is taken out altogether:
 /// with no events asked for it would still report that its writers are gone, over and over.
@@ -61,10 +64,18 @@ impl Events {
     }
 
     /// Adapts what is watched.
-    pub(crate) fn watch(&mut self, link: &Link, containers: &[Container]) -> Result<(), Errno> {
+    pub(crate) fn watch(
+        &mut self,
+        link: &Link,
+        commands: Option<BorrowedFd<'_>>,
+        containers: &[Container],
+    ) -> Result<(), Errno> {
         let mut wanted: BTreeMap<u64, (BorrowedFd<'_>, EpollFlags)> = BTreeMap::new();
         if let Some((socket, events)) = link.interest() {
             wanted.insert(HOST, (socket, events));
+        }
+        if let Some(listener) = commands {
+            wanted.insert(COMMAND, (listener, EpollFlags::EPOLLIN));
         }
         for (container, first) in containers.iter().zip((FIRST_CONTAINER..).step_by(3)) {
             let pipes = [
@@ -128,6 +139,7 @@ fn decode(token: u64) -> Option<Event> {
     match token {
         CHILD => return Some(Event::Child),
         HOST => return Some(Event::Host),
+        COMMAND => return Some(Event::Command),
         _ => {}
     }
     let place = token.checked_sub(FIRST_CONTAINER)?;
@@ -147,8 +159,9 @@ mod tests {
     fn tokens_name_containers_and_streams() {
         assert_eq!(decode(0), Some(Event::Child));
         assert_eq!(decode(1), Some(Event::Host));
-        assert_eq!(decode(2), Some(Event::Start(0)));
-        assert_eq!(decode(4), Some(Event::Output(0, Stream::Stderr)));
-        assert_eq!(decode(6), Some(Event::Output(1, Stream::Stdout)));
+        assert_eq!(decode(2), Some(Event::Command));
+        assert_eq!(decode(3), Some(Event::Start(0)));
+        assert_eq!(decode(5), Some(Event::Output(0, Stream::Stderr)));
+        assert_eq!(decode(7), Some(Event::Output(1, Stream::Stdout)));
     }
 }

@@ -1,5 +1,6 @@
 //! The loop between the containers and the host: one thread, one epoll, nothing that blocks.
 
+mod commands;
 mod container;
 mod events;
 mod health;
@@ -15,9 +16,11 @@ use berth_protocol::message::{OutputPosition, Stream, TaskSpec, ToGuest, ToHost}
 use berth_protocol::{MAX_OUTPUT_BYTES, PROTOCOL_VERSION};
 use nix::errno::Errno;
 
+use crate::container::command::Target;
 use crate::container::start::Surroundings;
 use crate::container::{join, start, stop_signal};
 use crate::guest::{cgroup, clock, early, power, random};
+use crate::supervisor::commands::Commands;
 use crate::supervisor::container::Container;
 use crate::supervisor::events::{Event, Events};
 use crate::supervisor::host::{Link, LinkError};
@@ -78,6 +81,7 @@ fn prepare() -> Result<Supervisor, SupervisorError> {
         ready_ms: clock::uptime_ms(),
         containers: Vec::new(),
         surroundings: None,
+        commands: Commands::default(),
         stopping: false,
         next_sender: 0,
         powering_off: false,
@@ -96,6 +100,7 @@ struct Supervisor {
     containers: Vec<Container>,
     /// Of the containers, once the machine is ready for them.
     surroundings: Option<Surroundings>,
+    commands: Commands,
     /// All containers are to end.
     stopping: bool,
     /// Which of the streams is first to send, so that none starves.
@@ -108,7 +113,8 @@ impl Supervisor {
     fn serve(&mut self) -> Result<(), SupervisorError> {
         while !self.powering_off {
             self.converse(|this, now| this.connect(now));
-            self.events.watch(&self.link, &self.containers)?;
+            self.events
+                .watch(&self.link, self.commands.listener(), &self.containers)?;
             for event in self.events.wait(self.deadline())? {
                 self.handle(event);
             }
@@ -205,6 +211,7 @@ impl Supervisor {
         match event {
             Event::Child => self.reap(),
             Event::Host => self.converse(|this, _| this.listen()),
+            Event::Command => self.accept_command(),
             Event::Start(index) => {
                 if self
                     .containers
@@ -261,7 +268,7 @@ impl Supervisor {
         while let Some(frame) = self.link.next_frame()? {
             match frame {
                 Frame::Message(message) => self.obey(message)?,
-                Frame::Output(_) => return Err(ConversationError::Output),
+                Frame::Output(_) | Frame::Data(_) => return Err(ConversationError::Output),
             }
         }
         Ok(())
@@ -361,7 +368,12 @@ impl Supervisor {
         self.session = Some(task.session.clone());
         self.containers = task.containers.iter().map(Container::new).collect();
         match task::make_ready(task) {
-            Ok(surroundings) => self.surroundings = Some(surroundings),
+            Ok(surroundings) => {
+                self.surroundings = Some(surroundings);
+                if let Err(error) = self.commands.listen() {
+                    power::log(&format!("no command can be run: {error}"));
+                }
+            }
             Err(error) => {
                 for index in 0..self.containers.len() {
                     self.containers[index].failed(error.to_string());
@@ -371,6 +383,19 @@ impl Supervisor {
         }
         self.advance();
         Ok(())
+    }
+
+    /// The host wants to run a command in one of the containers that run.
+    fn accept_command(&mut self) {
+        let Some(surroundings) = &self.surroundings else {
+            return;
+        };
+        let running = self.containers.iter().filter_map(|container| {
+            let first = container.running_pid()?;
+            Some(Target::new(&container.spec, &surroundings.hostname, first))
+        });
+        let targets: Vec<Target> = running.collect();
+        self.commands.accept(&targets);
     }
 
     /// Starts a container, for the first time or again.
@@ -390,6 +415,7 @@ impl Supervisor {
 
     fn reap(&mut self) {
         while let Some((pid, ending)) = reap_one() {
+            self.commands.ended(pid);
             if let Some(index) = self
                 .containers
                 .iter()
