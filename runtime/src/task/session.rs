@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::host::{GuestStream, HostError, Machine};
 use super::lifecycle::Event;
+use super::secrets::TaskSecrets;
 use crate::clock::Clock;
 use crate::logs::OutputWriter;
 use crate::model::Timestamp;
@@ -50,11 +51,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// With `hand_over`, a guest that has no task yet is given `task`. `writers` holds one per container, by name.
+    /// With `hand_over`, a guest that has no task yet is given `task` and `secrets`. `writers` holds one per container, by name.
     /// Events go to `events`, the last of which is `MachineEnded`.
     pub fn start(
         machine: Arc<dyn Machine>,
         task: TaskSpec,
+        secrets: TaskSecrets,
         hand_over: bool,
         writers: BTreeMap<String, OutputWriter>,
         clock: Arc<dyn Clock>,
@@ -70,6 +72,7 @@ impl Session {
             .collect();
         let mut worker = Worker {
             task,
+            secrets,
             hand_over,
             containers,
             clock,
@@ -155,6 +158,8 @@ impl Container {
 
 struct Worker {
     task: TaskSpec,
+    /// Until the guest has them.
+    secrets: TaskSecrets,
     hand_over: bool,
     containers: BTreeMap<String, Container>,
     clock: Arc<dyn Clock>,
@@ -207,15 +212,12 @@ impl Worker {
         let hello = tokio::time::timeout(HELLO_TIMEOUT, read_hello(stream, &mut decoder, &mut buffer));
         let has_task = self.hear_hello(hello.await.map_err(|_| Broken::Silent)??)?;
         if !has_task {
-            send(
-                stream,
-                &ToGuest::Run {
-                    task: Box::new(self.task.clone()),
-                    unix_ms: self.clock.now().0,
-                    seed: rand::random(),
-                },
-            )
-            .await?;
+            let run = std::mem::take(&mut self.secrets).run_message(
+                &self.task,
+                self.clock.now().0,
+                rand::random(),
+            )?;
+            stream.write_all(&run).await?;
         }
         let mut said = Wanted::default();
         loop {
