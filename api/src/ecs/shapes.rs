@@ -79,7 +79,7 @@ shapes! {
         mount_points: Vec<MountPoint>,
         volumes_from: Value,
         linux_parameters: LinuxParameters,
-        secrets: Value,
+        secrets: Vec<SecretShape>,
         depends_on: Vec<DependsOn>,
         start_timeout: i32,
         stop_timeout: i32,
@@ -113,6 +113,7 @@ shapes! {
         app_protocol: String,
         container_port_range: String,
     }
+    SecretShape { name: String, value_from: String, }
     RestartPolicy { enabled: bool, }
     MountPoint { source_volume: String, }
     DependsOn { container_name: String, }

@@ -17,7 +17,7 @@ use crate::model::cluster::{Cluster, ClusterStatus, DEFAULT_CLUSTER};
 use crate::model::network::{SecurityGroup, Subnet, Vpc};
 use crate::model::task::{Task, TaskStatus};
 use crate::network::{Network, NetworkOptions, SecurityGroupSpec, SubnetSpec, VpcSpec};
-use crate::secrets::SecretStore;
+use crate::secrets::{KEY_FILE, SecretStore};
 use crate::state::keys;
 use crate::store::{Record, Records, SqliteStore, StoreError, Transaction};
 use crate::task::host::Host;
@@ -25,7 +25,6 @@ use crate::task::supervisor::Context;
 
 /// Most bytes that are downloaded for one image.
 const MAX_IMAGE_BYTES: u64 = 32 << 30;
-const KEY_FILE: &str = "secrets.keys";
 const DEFAULT_VPC_CIDR: &str = "172.31.0.0/16";
 const DEFAULT_SUBNET_CIDR: &str = "172.31.0.0/20";
 

@@ -13,17 +13,17 @@ mod tests;
 mod text;
 mod vault;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::model::parameter::{Parameter, ParameterType};
 use crate::model::secret::Secret;
 use crate::state::keys as names;
-use crate::store::{Record, Records, StoreError, Transaction};
+use crate::store::{Record, Records, SqliteStore, StoreError, Transaction};
 pub use keys::KeyFileError;
 use keys::KeyRing;
 pub use parameters::PutParameter;
@@ -31,6 +31,9 @@ pub use rotation::Rotation;
 pub use seal::{KeyId, SealError, Sealed};
 pub use text::{SecretBytes, SecretText};
 pub use vault::{CreateSecret, NewValue, SecretValue, VersionSelector};
+
+/// Name of the key file in a data directory.
+pub(crate) const KEY_FILE: &str = "secrets.keys";
 
 /// What cannot be done with a parameter or a secret. No text has a value in it.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +129,13 @@ impl SecretStore {
             writing: tokio::sync::Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// A store of its own in a folder. The daemon's is [`crate::Runtime::secrets`].
+    pub async fn open_in(dir: &Path) -> Result<SecretStore, SecretError> {
+        let store = SqliteStore::open(&dir.join("state.db"))?;
+        let records = Records::new(Arc::new(store));
+        SecretStore::open(records, Arc::new(SystemClock), dir.join(KEY_FILE)).await
     }
 
     fn keys(&self) -> Arc<KeyRing> {

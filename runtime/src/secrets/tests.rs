@@ -15,7 +15,7 @@ use super::*;
 use crate::clock::SimulatedClock;
 use crate::model::Timestamp;
 use crate::model::secret::{CURRENT, PREVIOUS};
-use crate::store::{Change, Entry, Revision, SqliteStore, Store};
+use crate::store::{Change, Entry, Revision, Store};
 
 const CLEAR: &str = "correct horse battery staple";
 const DAY: Duration = Duration::from_secs(24 * 3600);

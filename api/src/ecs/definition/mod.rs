@@ -4,6 +4,7 @@ mod container;
 mod decode;
 pub(crate) mod encode;
 mod log_driver;
+mod secrets;
 pub(crate) mod size;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub(super) async fn register(
         )));
     }
     let spec = decode::spec(&input, &app.owner.region)?;
+    secrets::check_account(&spec, &app.owner)?;
     let tags = tags(input.tags.as_deref())?;
     let family = input.family.unwrap_or_default();
     let registered = app.runtime.register(&family, spec, tags, &app.owner.root()).await;
