@@ -1,5 +1,7 @@
 //! Whole tasks on a simulated host: states, ledger, logs and what a crash of the daemon leaves of them.
 
+mod secrets;
+
 use std::sync::Arc;
 use std::time::Duration;
 
