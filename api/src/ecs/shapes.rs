@@ -59,7 +59,14 @@ shapes! {
         size_in_gib: i32,
     }
     RuntimePlatform { cpu_architecture: String, operating_system_family: String, }
-    Volume { name: String, host: HostVolume, docker_volume_configuration: Value, }
+    Volume {
+        name: String,
+        host: HostVolume,
+        docker_volume_configuration: Value,
+        efs_volume_configuration: Value,
+        fsx_windows_file_server_volume_configuration: Value,
+        configured_at_launch: Value,
+    }
     HostVolume { source_path: String, }
     ContainerShape {
         name: String,
@@ -76,8 +83,8 @@ shapes! {
         command: Vec<String>,
         environment: Vec<KeyValue>,
         environment_files: Value,
-        mount_points: Vec<MountPoint>,
-        volumes_from: Value,
+        mount_points: Vec<MountPointShape>,
+        volumes_from: Vec<VolumeFromShape>,
         linux_parameters: LinuxParameters,
         secrets: Vec<SecretShape>,
         depends_on: Vec<DependsOn>,
@@ -99,7 +106,7 @@ shapes! {
         docker_labels: BTreeMap<String, String>,
         ulimits: Vec<UlimitShape>,
         log_configuration: LogConfigurationShape,
-        health_check: Value,
+        health_check: HealthCheckShape,
         system_controls: Value,
         resource_requirements: Vec<ResourceRequirement>,
         firelens_configuration: Value,
@@ -114,9 +121,12 @@ shapes! {
         container_port_range: String,
     }
     SecretShape { name: String, value_from: String, }
-    RestartPolicy { enabled: bool, }
-    MountPoint { source_volume: String, }
-    DependsOn { container_name: String, }
+    RestartPolicy { enabled: bool, ignored_exit_codes: Vec<i32>, restart_attempt_period: i32, }
+    HealthCheckShape { command: Vec<String>, interval: i32, timeout: i32, retries: i32, start_period: i32, }
+    MountPointShape { source_volume: String, container_path: String, read_only: bool, }
+    VolumeFromShape { source_container: String, read_only: bool, }
+    TmpfsShape { container_path: String, size: i32, mount_options: Vec<String>, }
+    DependsOn { container_name: String, condition: String, }
     ResourceRequirement {
         #[serde(rename = "type")]
         kind: String,
@@ -126,7 +136,7 @@ shapes! {
         devices: Value,
         init_process_enabled: bool,
         shared_memory_size: Value,
-        tmpfs: Value,
+        tmpfs: Vec<TmpfsShape>,
         max_swap: Value,
         swappiness: Value,
     }

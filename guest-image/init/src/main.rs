@@ -1,8 +1,8 @@
 //! `berth-init`: PID 1 of a Berth guest and supervisor of the containers of its task.
 //!
 //! Here are the refusals and the choice of what to be; the machine itself is prepared in `guest`, one container is
-//! made in `container`, and `supervisor` is the loop between the containers and the host. It knows nothing of ECS,
-//! images' origins or health: the host decides, this process carries out and reports.
+//! made in `container`, and `supervisor` is the loop between the containers and the host. It knows nothing of ECS or of
+//! images' origins: it carries out what the task's specification says, whether or not the host listens, and reports.
 
 #![cfg_attr(not(test), no_main)]
 // Under test the entry is the test runner's, and nothing calls what only the entry leads to.
@@ -33,8 +33,10 @@ extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> lib
 
 fn run() -> i32 {
     let mut args = std::env::args();
-    if args.next().as_deref() == Some(container::reaper::NAME) {
-        return container::reaper::run(args.next().as_deref());
+    match args.next().as_deref() {
+        Some(container::reaper::NAME) => return container::reaper::run(args.next().as_deref()),
+        Some(container::join::NAME) => return container::join::main(),
+        _ => {}
     }
     match admitted() {
         Ok(command_line) if command_line.has(PROBE_WORD) => guest::power::report_boot_and_power_off(),

@@ -11,7 +11,7 @@ pub mod frame;
 pub mod message;
 
 /// Version of this protocol; both sides say it first, and must agree.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// The vsock port of the host to which the guest connects.
 pub const HOST_PORT: u32 = 1024;
 /// Word on the kernel command line that marks a Berth guest; `berth-init` refuses to run without it.

@@ -31,8 +31,9 @@ pub enum ToGuest {
         stream: Stream,
         offset: u64,
     },
-    /// Stop a container: its stop signal now, SIGKILL after the grace time.
-    Stop { container: String, grace_ms: u64 },
+    /// Stop all containers, those first that no running one depends on: the stop signal, SIGKILL after the container's own
+    /// stop timeout.
+    Stop,
     /// Send a signal to the container's first process.
     Signal { container: String, signal: i32 },
     /// Flush the disks and power off.
@@ -90,11 +91,15 @@ pub enum ContainerState {
     Running {
         pid: u32,
         started_at_ms: u64,
+        health: Health,
+        /// How often it was started again.
+        restarts: u32,
     },
     /// Never ran; `reason` is one line.
-    StartFailed {
-        reason: String,
-    },
+    StartFailed { reason: String },
+    /// Never was to run: another one that it depends on did not get as far as it should, which `reason` tells in one line,
+    /// or the task was stopped before.
+    NotStarted { reason: Option<String> },
     /// Ended, and every byte it wrote was read: the last offsets of its two streams are final.
     Exited {
         /// 0 to 255; 128 + signal when a signal ended it.
@@ -107,6 +112,17 @@ pub enum ContainerState {
         stdout_bytes: u64,
         stderr_bytes: u64,
     },
+}
+
+/// What a container's health check has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Nothing yet, or there is no check.
+    #[default]
+    Unknown,
+    Healthy,
+    Unhealthy,
 }
 
 /// A task: the machine-wide part and its containers.
@@ -123,6 +139,8 @@ pub struct TaskSpec {
     pub pids: u64,
     /// Serial number of the writable ext4 block device; each container's upper layer lives in a folder of it.
     pub scratch_drive: String,
+    /// Names of the folders on the scratch drive that containers can mount.
+    pub volumes: Vec<String>,
     pub containers: Vec<ContainerSpec>,
 }
 
@@ -166,4 +184,77 @@ pub struct ContainerSpec {
     pub cpu_shares: Option<u64>,
     /// Whether a small init runs as pid 1 of the container and reaps for it.
     pub init_process: bool,
+    /// Whether its end is the end of the task.
+    pub essential: bool,
+    pub depends_on: Vec<Dependency>,
+    /// How long others wait for it to end, or to be healthy, from its start on.
+    pub start_timeout_ms: u64,
+    /// Between its stop signal and SIGKILL.
+    pub stop_timeout_ms: u64,
+    pub health_check: Option<HealthCheck>,
+    pub restart: Option<RestartPolicy>,
+    pub mounts: Vec<Mount>,
+    pub tmpfs: Vec<Tmpfs>,
+}
+
+/// A container starts once the other one has come so far.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    pub container: String,
+    pub condition: Condition,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Condition {
+    /// It was started.
+    Start,
+    /// It has ended.
+    Complete,
+    /// It has ended with the exit code 0.
+    Success,
+    /// Its health check has passed.
+    Healthy,
+}
+
+/// A command in the container, run now and then: healthy where its exit code is 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// Never empty.
+    pub argv: Vec<String>,
+    /// Between the end of one check and the next, and before the first.
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+    /// So many failures in a row make it unhealthy.
+    pub retries: u32,
+    /// From its start on, in which failures do not count.
+    pub start_period_ms: u64,
+}
+
+/// A container that ends is started again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    /// With these it has ended.
+    pub ignored_exit_codes: Vec<i32>,
+    /// It has to have run for so long.
+    pub attempt_period_ms: u64,
+}
+
+/// A volume of the task, seen in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub volume: String,
+    /// Absolute; made if missing.
+    pub path: String,
+    pub readonly: bool,
+}
+
+/// A file system in memory, which the task pays for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute; made if missing.
+    pub path: String,
+    pub bytes: u64,
+    /// Of mount(8), such as `noexec` or `mode=1777`.
+    pub options: Vec<String>,
 }

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use berth_protocol::PROTOCOL_VERSION;
 use berth_protocol::message::{
-    ContainerSpec, ContainerState, ContainerStatus, NetworkSpec, OutputPosition, Stream, TaskSpec, ToGuest,
-    ToHost,
+    Condition, ContainerSpec, ContainerState, ContainerStatus, Dependency, Health, HealthCheck, Mount,
+    NetworkSpec, OutputPosition, RestartPolicy, Stream, TaskSpec, Tmpfs, ToGuest, ToHost,
 };
 use serde_json::{Value, json};
 
@@ -34,10 +34,7 @@ fn to_guest() -> Vec<ToGuest> {
             stream: Stream::Stderr,
             offset: 8192,
         },
-        ToGuest::Stop {
-            container: "web".into(),
-            grace_ms: 30_000,
-        },
+        ToGuest::Stop,
         ToGuest::Signal {
             container: "web".into(),
             signal: 1,
@@ -63,6 +60,7 @@ fn task() -> TaskSpec {
         memory_bytes: 536_870_912,
         pids: 1024,
         scratch_drive: "scratch".into(),
+        volumes: vec!["shared".into()],
         containers: vec![ContainerSpec {
             name: "web".into(),
             image_drive: "image0".into(),
@@ -78,6 +76,34 @@ fn task() -> TaskSpec {
             memory_bytes: Some(268_435_456),
             cpu_shares: Some(512),
             init_process: true,
+            essential: true,
+            depends_on: vec![Dependency {
+                container: "migrate".into(),
+                condition: Condition::Success,
+            }],
+            start_timeout_ms: 60_000,
+            stop_timeout_ms: 30_000,
+            health_check: Some(HealthCheck {
+                argv: vec!["/bin/check".into()],
+                interval_ms: 30_000,
+                timeout_ms: 5_000,
+                retries: 3,
+                start_period_ms: 0,
+            }),
+            restart: Some(RestartPolicy {
+                ignored_exit_codes: vec![0],
+                attempt_period_ms: 300_000,
+            }),
+            mounts: vec![Mount {
+                volume: "shared".into(),
+                path: "/data".into(),
+                readonly: true,
+            }],
+            tmpfs: vec![Tmpfs {
+                path: "/scratch".into(),
+                bytes: 1 << 20,
+                options: vec!["noexec".into()],
+            }],
         }],
     }
 }
@@ -90,6 +116,8 @@ fn to_host() -> Vec<ToHost> {
     let running = status(ContainerState::Running {
         pid: 42,
         started_at_ms: 1_700_000_000_000,
+        health: Health::Healthy,
+        restarts: 1,
     });
     let exited = status(ContainerState::Exited {
         exit_code: 137,
@@ -113,6 +141,11 @@ fn to_host() -> Vec<ToHost> {
                 reason: "exec: \"nope\": executable file not found in $PATH".into(),
             }),
         },
+        ToHost::Container {
+            status: status(ContainerState::NotStarted {
+                reason: Some("container \"migrate\" ended with the exit code 1".into()),
+            }),
+        },
         ToHost::Error {
             message: "there is a task already".into(),
         },
@@ -124,13 +157,15 @@ fn to_host() -> Vec<ToHost> {
 fn every_variant_has_an_example(guest: &ToGuest, host: &ToHost, state: &ContainerState) {
     match guest {
         ToGuest::Hello { .. } | ToGuest::Run { .. } | ToGuest::Ack { .. } => {}
-        ToGuest::Stop { .. } | ToGuest::Signal { .. } | ToGuest::PowerOff => {}
+        ToGuest::Stop | ToGuest::Signal { .. } | ToGuest::PowerOff => {}
     }
     match host {
         ToHost::Hello { .. } | ToHost::Container { .. } | ToHost::Error { .. } => {}
     }
     match state {
-        ContainerState::Running { .. } | ContainerState::StartFailed { .. } => {}
+        ContainerState::Running { .. }
+        | ContainerState::StartFailed { .. }
+        | ContainerState::NotStarted { .. } => {}
         ContainerState::Exited { .. } => {}
     }
 }

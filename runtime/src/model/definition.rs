@@ -10,8 +10,10 @@ use super::{NameValue, Tag, Timestamp};
 
 /// Default ephemeral storage of a task in GiB.
 pub const DEFAULT_EPHEMERAL_STORAGE_GIB: u32 = 20;
-/// Default and largest time between the stop signal and SIGKILL, in seconds.
+/// Default time between the stop signal and SIGKILL, in seconds.
 pub const DEFAULT_STOP_TIMEOUT_S: u32 = 30;
+/// Default time that other containers wait for one, in seconds.
+pub const DEFAULT_START_TIMEOUT_S: u32 = 180;
 
 /// `family:revision`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -43,6 +45,9 @@ pub struct DefinitionSpec {
     /// `X86_64`, where said.
     pub cpu_architecture: Option<String>,
     pub containers: Vec<ContainerDefinition>,
+    /// Names of the folders that its containers can share, empty when the task starts.
+    #[serde(default)]
+    pub volumes: Vec<String>,
 }
 
 /// A registered revision.
@@ -90,6 +95,99 @@ pub struct ContainerDefinition {
     pub capabilities_drop: Vec<String>,
     pub docker_labels: BTreeMap<String, String>,
     pub log: Option<LogConfiguration>,
+    #[serde(default)]
+    pub depends_on: Vec<Dependency>,
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
+    #[serde(default)]
+    pub restart_policy: Option<RestartPolicy>,
+    #[serde(default)]
+    pub mount_points: Vec<MountPoint>,
+    #[serde(default)]
+    pub volumes_from: Vec<VolumeFrom>,
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
+}
+
+impl ContainerDefinition {
+    /// As given, or the default.
+    pub fn stop_timeout_s(&self) -> u32 {
+        self.stop_timeout_s.unwrap_or(DEFAULT_STOP_TIMEOUT_S)
+    }
+
+    /// As given, or the default.
+    pub fn start_timeout_s(&self) -> u32 {
+        self.start_timeout_s.unwrap_or(DEFAULT_START_TIMEOUT_S)
+    }
+}
+
+/// It starts when the other container has come so far.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    pub container: String,
+    pub condition: DependencyCondition,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum DependencyCondition {
+    Start,
+    Complete,
+    Success,
+    Healthy,
+}
+
+impl DependencyCondition {
+    pub const ALL: [Self; 4] = [Self::Start, Self::Complete, Self::Success, Self::Healthy];
+
+    /// The API's own spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "START",
+            Self::Complete => "COMPLETE",
+            Self::Success => "SUCCESS",
+            Self::Healthy => "HEALTHY",
+        }
+    }
+}
+
+/// `healthCheck`, with its defaults filled in. Times are in seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// As given: `CMD` and the words of a command, `CMD-SHELL` and a line for the shell, or a line for the shell alone.
+    pub command: Vec<String>,
+    pub interval_s: u32,
+    pub timeout_s: u32,
+    pub retries: u32,
+    pub start_period_s: Option<u32>,
+}
+
+/// `restartPolicy` of a container that has one, enabled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    pub ignored_exit_codes: Vec<i32>,
+    pub attempt_period_s: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountPoint {
+    pub volume: String,
+    pub path: String,
+    pub read_only: bool,
+}
+
+/// All mount points of another container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFrom {
+    pub container: String,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    pub path: String,
+    pub size_mib: u32,
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -138,6 +138,23 @@ pub struct Task {
     pub ended_at_heartbeat: bool,
 }
 
+impl Task {
+    /// UNHEALTHY if an essential container is, else UNKNOWN if one is, else HEALTHY. A container without a check counts for
+    /// nothing, unless none has one.
+    pub fn health(&self) -> HealthStatus {
+        let checked = self
+            .containers
+            .iter()
+            .filter(|container| container.essential)
+            .filter_map(|container| container.health);
+        let found: Vec<HealthStatus> = checked.collect();
+        [HealthStatus::Unhealthy, HealthStatus::Unknown]
+            .into_iter()
+            .find(|status| found.contains(status) || found.is_empty() && *status == HealthStatus::Unknown)
+            .unwrap_or(HealthStatus::Healthy)
+    }
+}
+
 /// The time in which a task stood still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pauses {
@@ -201,6 +218,31 @@ pub struct Container {
     pub memory_reservation_mib: Option<u32>,
     /// The log stream it writes to, where it has the awslogs driver.
     pub log: Option<LogTarget>,
+    /// Of a container that has a health check.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
+    /// How often its restart policy started it again; none without one.
+    #[serde(default)]
+    pub restarts: Option<u32>,
+}
+
+/// `healthStatus` of the ECS API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum HealthStatus {
+    Healthy,
+    Unhealthy,
+    Unknown,
+}
+
+impl HealthStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HealthStatus::Healthy => "HEALTHY",
+            HealthStatus::Unhealthy => "UNHEALTHY",
+            HealthStatus::Unknown => "UNKNOWN",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

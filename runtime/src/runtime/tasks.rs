@@ -16,8 +16,8 @@ use crate::model::definition::{
 use crate::model::log::{LogGroup, LogStream};
 use crate::model::network::{SecurityGroup, Subnet};
 use crate::model::task::{
-    Container, ContainerStatus, DesiredStatus, Eni, LogTarget, Overrides, Pauses, StopCause, StopCode, Task,
-    TaskId, TaskStatus,
+    Container, ContainerStatus, DesiredStatus, Eni, HealthStatus, LogTarget, Overrides, Pauses, StopCause,
+    StopCode, Task, TaskId, TaskStatus,
 };
 use crate::network::{MacAddr, ipam};
 use crate::state::keys;
@@ -434,6 +434,8 @@ fn new_container(
             group: log.group.clone(),
             stream: format!("{}/{}/{id}", log.stream_prefix, definition.name),
         }),
+        health: definition.health_check.as_ref().map(|_| HealthStatus::Unknown),
+        restarts: definition.restart_policy.as_ref().map(|_| 0),
     }
 }
 

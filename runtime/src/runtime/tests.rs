@@ -98,7 +98,14 @@ fn definition() -> DefinitionSpec {
                 stream_prefix: "run".into(),
                 options: Default::default(),
             }),
+            depends_on: vec![],
+            health_check: None,
+            restart_policy: None,
+            mount_points: vec![],
+            volumes_from: vec![],
+            tmpfs: vec![],
         }],
+        volumes: vec![],
     }
 }
 

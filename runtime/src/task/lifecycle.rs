@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 
 use crate::model::Timestamp;
-use crate::model::task::{Container, ContainerStatus, DesiredStatus, StopCause, StopCode, Task, TaskStatus};
+use crate::model::task::{
+    Container, ContainerStatus, DesiredStatus, HealthStatus, StopCause, StopCode, Task, TaskStatus,
+};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,12 @@ pub enum Event {
     },
     ContainerStarted {
         name: String,
+    },
+    /// What its health check has found, and how often it was started again.
+    ContainerReported {
+        name: String,
+        health: HealthStatus,
+        restarts: u32,
     },
     /// `at` is when, if it is not now.
     ContainerStopped {
@@ -97,6 +105,11 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
             }
         }
         Event::ContainerStarted { name } => container_started(&mut next, name, now),
+        Event::ContainerReported {
+            name,
+            health,
+            restarts,
+        } => container_reported(&mut next, name, *health, *restarts),
         Event::ContainerStopped {
             name,
             exit_code,
@@ -158,6 +171,10 @@ fn container_started(task: &mut Task, name: &str, now: Timestamp) {
     if let Some(index) = running(&mut task.containers, name, ContainerStatus::Pending) {
         task.containers[index].status = ContainerStatus::Running;
     }
+    running_if_all_are_started(task, now);
+}
+
+fn running_if_all_are_started(task: &mut Task, now: Timestamp) {
     let all_started = task
         .containers
         .iter()
@@ -166,6 +183,16 @@ fn container_started(task: &mut Task, name: &str, now: Timestamp) {
         task.status = TaskStatus::Running;
         task.started_at = Some(now);
     }
+}
+
+fn container_reported(task: &mut Task, name: &str, health: HealthStatus, restarts: u32) {
+    let Some(index) = running(&mut task.containers, name, ContainerStatus::Running) else {
+        return;
+    };
+    let container = &mut task.containers[index];
+    // Of what it has not, a guest has nothing to tell.
+    container.health = container.health.map(|_| health);
+    container.restarts = container.restarts.map(|_| restarts);
 }
 
 fn container_stopped(
@@ -189,6 +216,8 @@ fn container_stopped(
         return;
     };
     let never_ran = container.status == ContainerStatus::Pending && exit_code.is_none();
+    // Without a reason there is none of its own: the task is ending.
+    let failed = never_ran && reason.is_some();
     container.status = ContainerStatus::Stopped;
     container.exit_code = exit_code;
     container.reason = reason.map(str::to_owned);
@@ -197,12 +226,13 @@ fn container_stopped(
         .containers
         .iter()
         .all(|container| container.status == ContainerStatus::Stopped);
-    if never_ran {
-        let reason = reason.unwrap_or("the container could not be started").to_owned();
-        begin_stop(task, StopCode::TaskFailedToStart, &reason, now);
-    } else if essential || all_stopped {
+    if failed && (essential || all_stopped) {
+        begin_stop(task, StopCode::TaskFailedToStart, reason.unwrap_or_default(), now);
+    } else if !never_ran && essential || all_stopped {
         // A container may end before all were seen to run.
-        task.started_at = task.started_at.or(Some(now));
+        if task.status < TaskStatus::Stopping {
+            task.started_at = task.started_at.or(Some(now));
+        }
         begin_stop(
             task,
             StopCode::EssentialContainerExited,
@@ -213,6 +243,7 @@ fn container_stopped(
     if all_stopped {
         task.execution_stopped_at = task.execution_stopped_at.or(Some(now));
     }
+    running_if_all_are_started(task, now);
 }
 
 /// The first cause stands; a task that is stopping already goes on with it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use berth_protocol::frame::{Decoder, Frame, OutputFrame, encode_message};
 use berth_protocol::message::{
-    ContainerState, ContainerStatus, OutputPosition, Stream, TaskSpec, ToGuest, ToHost,
+    ContainerState, ContainerStatus, Health, OutputPosition, Stream, TaskSpec, ToGuest, ToHost,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::logs::OutputWriter;
 use crate::model::Timestamp;
 use crate::model::log::OutputStream;
+use crate::model::task::HealthStatus;
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 128 * 1024;
@@ -38,7 +39,7 @@ const STREAMS: [(Stream, OutputStream); 2] = [
 /// What the supervisor wants of the guest now; said again on every connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Wanted {
-    stop_grace: Option<Duration>,
+    stop: bool,
     power_off: bool,
 }
 
@@ -105,9 +106,9 @@ impl Session {
         }
     }
 
-    /// Asks the containers to stop; SIGKILL follows after `grace`.
-    pub fn stop_containers(&self, grace: Duration) {
-        self.wanted.send_modify(|wanted| wanted.stop_grace = Some(grace));
+    /// Asks the containers to stop, each within its own time.
+    pub fn stop_containers(&self) {
+        self.wanted.send_modify(|wanted| wanted.stop = true);
     }
 
     pub fn power_off(&self) {
@@ -297,11 +298,8 @@ impl Worker {
         said: &mut Wanted,
         wanted: Wanted,
     ) -> Result<(), Broken> {
-        if let Some(grace) = wanted.stop_grace.filter(|_| said.stop_grace.is_none()) {
-            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            for container in self.containers.keys().cloned() {
-                send(stream, &ToGuest::Stop { container, grace_ms }).await?;
-            }
+        if wanted.stop && !said.stop {
+            send(stream, &ToGuest::Stop).await?;
         }
         if wanted.power_off && !said.power_off {
             send(stream, &ToGuest::PowerOff).await?;
@@ -375,11 +373,22 @@ impl Worker {
             ));
         };
         match status.state {
-            ContainerState::Running { .. } if container.told == Told::Nothing => {
-                container.told = Told::Started;
-                drop(self.events.send(Event::ContainerStarted { name: status.name }));
+            ContainerState::Running { health, restarts, .. } => {
+                if container.told == Told::Nothing {
+                    container.told = Told::Started;
+                    let name = status.name.clone();
+                    drop(self.events.send(Event::ContainerStarted { name }));
+                }
+                drop(self.events.send(Event::ContainerReported {
+                    name: status.name,
+                    health: match health {
+                        Health::Unknown => HealthStatus::Unknown,
+                        Health::Healthy => HealthStatus::Healthy,
+                        Health::Unhealthy => HealthStatus::Unhealthy,
+                    },
+                    restarts,
+                }));
             }
-            ContainerState::Running { .. } => {}
             ended => {
                 // Said at once after a daemon took over: it may have ended while nobody listened.
                 let followed_ms = self.clock.now().millis_since(self.followed_since);
@@ -425,12 +434,22 @@ impl Worker {
                         at: (unseen && self.last_seen.is_some()).then_some(finished),
                     }
                 }
-                Some(ContainerState::StartFailed { reason }) => Event::ContainerStopped {
-                    name: name.clone(),
-                    exit_code: None,
-                    reason: Some(format!("CannotStartContainerError: {}", one_line(reason))),
-                    at: None,
-                },
+                Some(ContainerState::StartFailed { reason }) => never_ran(
+                    name,
+                    Some(format!("CannotStartContainerError: {}", one_line(reason))),
+                ),
+                Some(ContainerState::NotStarted { reason }) => {
+                    // Essential or not, a container that cannot come to its start ends the task.
+                    let reason = reason
+                        .as_ref()
+                        .map(|reason| format!("CannotStartContainerError: {}", one_line(reason)));
+                    drop(
+                        reason
+                            .clone()
+                            .map(|reason| self.events.send(Event::Failed { reason })),
+                    );
+                    never_ran(name, reason)
+                }
                 _ => continue,
             };
             container.told = Told::Stopped;
@@ -460,6 +479,15 @@ impl Worker {
             }
         }
         self.ended.send_replace(true);
+    }
+}
+
+fn never_ran(name: &str, reason: Option<String>) -> Event {
+    Event::ContainerStopped {
+        name: name.to_owned(),
+        exit_code: None,
+        reason,
+        at: None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_protocol::frame::{Decoder, Frame, encode_message, encode_output};
-use berth_protocol::message::{ContainerState, ContainerStatus, Stream, TaskSpec, ToGuest, ToHost};
+use berth_protocol::message::{ContainerState, ContainerStatus, Health, Stream, TaskSpec, ToGuest, ToHost};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
@@ -309,6 +309,8 @@ impl Guest {
                             ContainerState::Running {
                                 pid: 1,
                                 started_at_ms: 0,
+                                health: Health::Unknown,
+                                restarts: 0,
                             },
                         )
                         .await?;
@@ -317,7 +319,7 @@ impl Guest {
                             self.change(&mut stream, self.exited(code)).await?;
                         }
                     }
-                    ToGuest::Stop { .. } if matches!(self.state, Some(ContainerState::Running { .. })) => {
+                    ToGuest::Stop if matches!(self.state, Some(ContainerState::Running { .. })) => {
                         self.change(&mut stream, self.exited(143)).await?;
                     }
                     ToGuest::PowerOff => return Ok(()),

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use berth_protocol::message::{ContainerSpec, NetworkSpec, TaskSpec};
+use berth_protocol::message::{
+    Condition, ContainerSpec, Dependency, HealthCheck, Mount, NetworkSpec, RestartPolicy, TaskSpec, Tmpfs,
+};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::host::PulledImage;
-use crate::model::definition::{ContainerDefinition, DefinitionSpec};
+use crate::model::definition::{self, ContainerDefinition, DefinitionSpec, DependencyCondition, MountPoint};
 use crate::model::task::{ContainerOverride, Task};
 use crate::network::{MacAddr, NetworkError};
 
@@ -59,7 +61,7 @@ pub fn task_spec(
                 .containers
                 .iter()
                 .find(|chosen| chosen.name == container.name);
-            container_spec(index, container, chosen, image)
+            container_spec(index, container, chosen, image, definition)
         })
         .collect::<Result<Vec<_>, _>>()?;
     let mac = task.eni.mac.parse().map(MacAddr::octets);
@@ -81,6 +83,7 @@ pub fn task_spec(
         memory_bytes: u64::from(task.memory_mib) << 20,
         pids: TASK_PIDS,
         scratch_drive: SCRATCH_DRIVE.to_owned(),
+        volumes: definition.volumes.clone(),
         containers,
     })
 }
@@ -90,6 +93,7 @@ fn container_spec(
     container: &ContainerDefinition,
     chosen: Option<&ContainerOverride>,
     image: &PulledImage,
+    definition: &DefinitionSpec,
 ) -> Result<ContainerSpec, String> {
     // As Docker: an entry point given by the definition takes the image's command away.
     let entry_point = container.entry_point.as_ref();
@@ -146,7 +150,84 @@ fn container_spec(
             .map(|mib| u64::from(mib) << 20),
         cpu_shares: (cpu > 0).then(|| u64::from(cpu)),
         init_process: container.init_process_enabled.unwrap_or(false),
+        essential: container.essential,
+        depends_on: container.depends_on.iter().map(dependency).collect(),
+        start_timeout_ms: milliseconds(container.start_timeout_s()),
+        stop_timeout_ms: milliseconds(container.stop_timeout_s()),
+        health_check: container.health_check.as_ref().and_then(health_check),
+        restart: container.restart_policy.as_ref().map(|policy| RestartPolicy {
+            ignored_exit_codes: policy.ignored_exit_codes.clone(),
+            attempt_period_ms: milliseconds(policy.attempt_period_s),
+        }),
+        mounts: mounts(container, definition),
+        tmpfs: container.tmpfs.iter().map(tmpfs).collect(),
     })
+}
+
+fn milliseconds(seconds: u32) -> u64 {
+    u64::from(seconds) * 1000
+}
+
+fn dependency(dependency: &definition::Dependency) -> Dependency {
+    Dependency {
+        container: dependency.container.clone(),
+        condition: match dependency.condition {
+            DependencyCondition::Start => Condition::Start,
+            DependencyCondition::Complete => Condition::Complete,
+            DependencyCondition::Success => Condition::Success,
+            DependencyCondition::Healthy => Condition::Healthy,
+        },
+    }
+}
+
+/// None where the command is `NONE`, or says nothing: there is no check then.
+fn health_check(check: &definition::HealthCheck) -> Option<HealthCheck> {
+    let shell = |line: &[String]| ["/bin/sh".to_owned(), "-c".to_owned(), line.join(" ")].to_vec();
+    let argv = match check.command.split_first()? {
+        (kind, words) if kind == "CMD" => words.to_vec(),
+        (kind, line) if kind == "CMD-SHELL" => shell(line),
+        (kind, _) if kind == "NONE" => return None,
+        _ => shell(&check.command),
+    };
+    (!argv.is_empty()).then(|| HealthCheck {
+        argv,
+        interval_ms: milliseconds(check.interval_s),
+        timeout_ms: milliseconds(check.timeout_s),
+        retries: check.retries,
+        start_period_ms: milliseconds(check.start_period_s.unwrap_or(0)),
+    })
+}
+
+/// Its own mount points, and those of the containers whose it takes; its own lie over the others.
+fn mounts(container: &ContainerDefinition, definition: &DefinitionSpec) -> Vec<Mount> {
+    let mount = |point: &MountPoint, read_only: bool| Mount {
+        volume: point.volume.clone(),
+        path: point.path.clone(),
+        readonly: point.read_only || read_only,
+    };
+    let mut all = Vec::new();
+    for from in &container.volumes_from {
+        let other = definition
+            .containers
+            .iter()
+            .find(|other| other.name == from.container);
+        all.extend(
+            other
+                .iter()
+                .flat_map(|other| &other.mount_points)
+                .map(|point| mount(point, from.read_only)),
+        );
+    }
+    all.extend(container.mount_points.iter().map(|point| mount(point, false)));
+    all
+}
+
+fn tmpfs(tmpfs: &definition::Tmpfs) -> Tmpfs {
+    Tmpfs {
+        path: tmpfs.path.clone(),
+        bytes: u64::from(tmpfs.size_mib) << 20,
+        options: tmpfs.options.clone(),
+    }
 }
 
 /// `SYS_PTRACE` and `CAP_SYS_PTRACE` are the same; `ALL` stays.

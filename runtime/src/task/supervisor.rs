@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::logs::Outputs;
 use crate::metering;
 use crate::model::Timestamp;
-use crate::model::definition::{DEFAULT_STOP_TIMEOUT_S, TaskDefinition};
+use crate::model::definition::{ContainerDefinition, DEFAULT_STOP_TIMEOUT_S, TaskDefinition};
 use crate::model::network::Subnet;
 use crate::model::task::{StopCause, Task, TaskId, TaskStatus};
 use crate::runtime::PullStatus;
@@ -30,7 +30,7 @@ use crate::store::{Record, Records, StoreError, Transaction};
 /// How long the guest may take beyond the containers' grace time, and for powering off.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the start of the machine until its containers run; after that the start has failed.
+/// From the start of the machine until its containers run, for each of them; after that the start has failed.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -190,7 +190,7 @@ impl Context {
                 Some(event) => Some(event),
                 None => {
                     // The session brings what happens; a guest that never says a word ends here.
-                    tokio::time::sleep(START_TIMEOUT).await;
+                    tokio::time::sleep(start_timeout(task)).await;
                     Some(Event::StartTimedOut {
                         reason: "ContainerRuntimeTimeoutError: Could not transition to running; timed out after waiting 3m"
                             .to_owned(),
@@ -458,7 +458,7 @@ impl Context {
         // Its containers are to hear that they should stop.
         self.resume(task, session.machine()).await;
         let grace = self.stop_timeout(task).await;
-        session.stop_containers(grace);
+        session.stop_containers();
         // A guest that has not said what its containers do within the time is not asked any longer.
         if tokio::time::timeout(grace + STOP_MARGIN, session.containers_ended())
             .await
@@ -472,19 +472,21 @@ impl Context {
         None
     }
 
+    /// The time that all containers together may take, one after the other.
     async fn stop_timeout(&self, task: &Task) -> Duration {
         let definition = self
             .records
             .get::<TaskDefinition>(&keys::definition(&task.definition))
             .await;
-        let longest = definition.ok().flatten().and_then(|definition| {
-            let containers = definition.value.spec.containers;
-            containers
-                .into_iter()
-                .map(|container| container.stop_timeout_s.unwrap_or(DEFAULT_STOP_TIMEOUT_S))
-                .max()
+        let containers = definition
+            .ok()
+            .flatten()
+            .map(|definition| definition.value.spec.containers);
+        let seconds = containers.map_or(DEFAULT_STOP_TIMEOUT_S, |containers| {
+            let each = containers.iter().map(ContainerDefinition::stop_timeout_s);
+            each.fold(0, u32::saturating_add)
         });
-        Duration::from_secs(u64::from(longest.unwrap_or(DEFAULT_STOP_TIMEOUT_S)))
+        Duration::from_secs(seconds.into())
     }
 
     async fn release(&self, task: &Task) {
@@ -503,6 +505,11 @@ impl Context {
             tokio::time::sleep(RETRY).await;
         }
     }
+}
+
+/// Containers may wait for each other; how long, they say themselves, and the guest sees to it.
+fn start_timeout(task: &Task) -> Duration {
+    START_TIMEOUT * u32::try_from(task.containers.len()).unwrap_or(1)
 }
 
 fn failed_start(error: &HostError) -> Event {

@@ -26,6 +26,8 @@ pub(crate) fn task(containers: usize) -> Task {
         memory_mib: None,
         memory_reservation_mib: None,
         log: None,
+        health: Some(HealthStatus::Unknown),
+        restarts: Some(0),
     };
     Task {
         cluster: "default".into(),
@@ -80,6 +82,7 @@ fn events() -> impl Strategy<Value = Event> {
         4 => Just(Event::NetworkAttached),
         4 => Just(Event::ImagesPulled { digests: BTreeMap::new() }),
         4 => name.clone().prop_map(|name| Event::ContainerStarted { name }),
+        2 => (name.clone(), 0..3u32).prop_map(|(name, restarts)| Event::ContainerReported { name, health: HealthStatus::Healthy, restarts }),
         3 => (name, proptest::option::of(0..256)).prop_map(|(name, exit_code)| Event::ContainerStopped { name, exit_code, reason: None, at: None }),
         1 => Just(Event::StartTimedOut { reason: "slow".into() }),
         1 => Just(Event::Failed { reason: "because".into() }),
@@ -225,6 +228,76 @@ fn a_container_that_cannot_start_fails_the_task_with_its_reason() {
             "CannotStartContainerError: no such file"
         )
     );
+}
+
+fn stopped(name: &str, exit_code: Option<i32>, reason: Option<&str>) -> Event {
+    Event::ContainerStopped {
+        name: name.into(),
+        exit_code,
+        reason: reason.map(str::to_owned),
+        at: None,
+    }
+}
+
+#[test]
+fn a_container_that_is_not_essential_may_end_or_fail_to_start() {
+    let mut events = started();
+    events.push(stopped(
+        "c1",
+        None,
+        Some("CannotStartContainerError: no such file"),
+    ));
+    let task = run(&events, 2);
+    assert_eq!((task.status, &task.stop), (TaskStatus::Running, &None));
+    assert_eq!(
+        task.containers[1].reason.as_deref(),
+        Some("CannotStartContainerError: no such file")
+    );
+    let mut events = started();
+    events.insert(2, Event::ContainerStarted { name: "c1".into() });
+    events.insert(3, stopped("c1", Some(0), None));
+    let task = run(&events, 2);
+    assert_eq!((task.status, &task.stop), (TaskStatus::Running, &None));
+}
+
+#[test]
+fn a_task_that_failed_before_its_containers_ran_has_not_started() {
+    let mut events = started();
+    events.pop();
+    let reason = "CannotStartContainerError: container \"c1\" ended with the exit code 3";
+    events.extend([
+        Event::ContainerStarted { name: "c1".into() },
+        stopped("c1", Some(3), None),
+        Event::Failed {
+            reason: reason.into(),
+        },
+        stopped("c0", None, Some(reason)),
+    ]);
+    let task = run(&events, 2);
+    assert_eq!(task.started_at, None);
+    assert!(task.execution_stopped_at.is_some());
+    let cause = task.stop.unwrap();
+    assert_eq!(
+        (cause.code, cause.reason.as_str()),
+        (StopCode::TaskFailedToStart, reason)
+    );
+}
+
+#[test]
+fn a_task_is_as_healthy_as_its_essential_containers() {
+    use HealthStatus::{Healthy, Unhealthy, Unknown};
+    let mut task = task(3);
+    task.containers[1].essential = true;
+    let mut health = |states: [Option<HealthStatus>; 3]| {
+        for (container, state) in task.containers.iter_mut().zip(states) {
+            container.health = state;
+        }
+        task.health()
+    };
+    assert_eq!(health([None, None, Some(Healthy)]), Unknown);
+    assert_eq!(health([Some(Healthy), None, Some(Unhealthy)]), Healthy);
+    assert_eq!(health([Some(Healthy), Some(Unknown), None]), Unknown);
+    assert_eq!(health([Some(Unhealthy), Some(Unknown), None]), Unhealthy);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Whether one container of a task definition can be registered. Pure.
 
 use super::validate::{not_on_fargate, refuse, unsupported, unsupported_value};
-use super::{log_driver, secrets};
+use super::{log_driver, relations, secrets};
 use crate::arn::is_name;
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{
@@ -129,40 +129,7 @@ fn refused_on_fargate(container: &ContainerShape, errors: &mut Vec<String>) {
 
 /// Members that name something else of the definition.
 fn needs_of_others(container: &ContainerShape, input: &RegisterTaskDefinition, errors: &mut Vec<String>) {
-    let volumes = input.volumes.as_deref().unwrap_or_default();
-    let mount_points = container.mount_points.as_deref().unwrap_or_default();
-    for source in mount_points
-        .iter()
-        .map(|point| point.source_volume.as_deref().unwrap_or_default())
-    {
-        if !volumes
-            .iter()
-            .any(|volume| volume.name.as_deref() == Some(source))
-        {
-            errors.push(format!("Unknown volume '{source}'"));
-        }
-    }
-    let containers = input.container_definitions.as_deref().unwrap_or_default();
-    let depends_on = container.depends_on.as_deref().unwrap_or_default();
-    for name in depends_on
-        .iter()
-        .map(|dependency| dependency.container_name.as_deref().unwrap_or_default())
-    {
-        if !containers
-            .iter()
-            .any(|container| container.name.as_deref() == Some(name))
-        {
-            errors.push(format!(
-                "Cannot depend on container + '{name}' because it does not exist"
-            ));
-        }
-    }
-    if !mount_points.is_empty() {
-        errors.push(unsupported("mountPoints"));
-    }
-    if !depends_on.is_empty() {
-        errors.push(unsupported("dependsOn"));
-    }
+    relations::errors(container, input, errors);
 }
 
 fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
@@ -170,8 +137,6 @@ fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
         &[
             ("repositoryCredentials", &container.repository_credentials),
             ("environmentFiles", &container.environment_files),
-            ("volumesFrom", &container.volumes_from),
-            ("healthCheck", &container.health_check),
             ("systemControls", &container.system_controls),
             ("firelensConfiguration", &container.firelens_configuration),
             ("credentialSpecs", &container.credential_specs),
@@ -180,13 +145,6 @@ fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
         ],
         errors,
     );
-    if container
-        .restart_policy
-        .as_ref()
-        .is_some_and(|policy| policy.enabled != Some(false))
-    {
-        errors.push(unsupported("restartPolicy"));
-    }
     if container
         .hostname
         .as_deref()
@@ -361,7 +319,7 @@ fn linux_parameters(linux: &LinuxParameters, errors: &mut Vec<String>) {
             errors.push(not_on_fargate(name));
         }
     }
-    refuse(&[("tmpfs", &linux.tmpfs)], errors);
+    relations::tmpfs_errors(linux.tmpfs.as_deref().unwrap_or_default(), errors);
     let capabilities = linux.capabilities.clone().unwrap_or_default();
     for capability in capabilities
         .add

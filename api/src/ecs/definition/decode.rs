@@ -5,7 +5,7 @@ use berth_runtime::model::definition::{
 };
 
 use super::size::{parse_cpu, parse_memory};
-use super::{secrets, validate};
+use super::{relations, secrets, validate};
 use crate::ecs::shapes::{
     ContainerShape, LogConfigurationShape, PortMappingShape, RegisterTaskDefinition, UlimitShape,
 };
@@ -45,6 +45,12 @@ pub(crate) fn spec(input: &RegisterTaskDefinition, region: &str) -> Result<Defin
             .flatten()
             .map(container)
             .collect::<Result<_, _>>()?,
+        volumes: input
+            .volumes
+            .iter()
+            .flatten()
+            .map(|volume| volume.name.clone().unwrap_or_default())
+            .collect(),
     })
 }
 
@@ -88,6 +94,20 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
         capabilities_drop: capabilities.drop.unwrap_or_default(),
         docker_labels: input.docker_labels.clone().unwrap_or_default(),
         log: input.log_configuration.as_ref().map(log),
+        depends_on: relations::dependencies(input),
+        health_check: input
+            .health_check
+            .as_ref()
+            .map(relations::health_check)
+            .transpose()?,
+        restart_policy: input
+            .restart_policy
+            .as_ref()
+            .and_then(relations::restart_policy)
+            .transpose()?,
+        mount_points: relations::mount_points(input),
+        volumes_from: relations::volumes_from(input),
+        tmpfs: relations::tmpfs(linux.tmpfs.as_deref().unwrap_or_default())?,
     })
 }
 

@@ -4,6 +4,7 @@ use berth_runtime::model::definition::{ContainerDefinition, DefinitionStatus, Po
 use berth_runtime::model::secret::SecretSource;
 use serde_json::{Map, Value, json};
 
+use super::relations;
 use crate::arn::Owner;
 use crate::ecs::values::{name_values_json, put, seconds};
 
@@ -28,7 +29,11 @@ pub(crate) fn definition(owner: &Owner, definition: &TaskDefinition) -> Value {
     put(&mut shape, "networkMode", spec.network_mode.as_ref());
     put(&mut shape, "taskRoleArn", spec.task_role_arn.as_ref());
     put(&mut shape, "executionRoleArn", spec.execution_role_arn.as_ref());
-    put(&mut shape, "volumes", Some(json!([])));
+    let volumes = spec
+        .volumes
+        .iter()
+        .map(|name| json!({ "name": name, "host": {} }));
+    put(&mut shape, "volumes", Some(volumes.collect::<Vec<_>>()));
     put(&mut shape, "placementConstraints", Some(json!([])));
     put(
         &mut shape,
@@ -149,8 +154,7 @@ fn container(container: &ContainerDefinition) -> Value {
         "secrets",
         (!container.secrets.is_empty()).then(|| secrets.collect::<Vec<_>>()),
     );
-    put(&mut shape, "mountPoints", Some(json!([])));
-    put(&mut shape, "volumesFrom", Some(json!([])));
+    relations::encode(container, &mut shape);
     put(&mut shape, "systemControls", Some(json!([])));
     put(
         &mut shape,
@@ -196,6 +200,7 @@ fn linux_parameters(container: &ContainerDefinition) -> Option<Value> {
         put(&mut shape, "capabilities", Some(capabilities));
     }
     put(&mut shape, "initProcessEnabled", container.init_process_enabled);
+    put(&mut shape, "tmpfs", relations::encode_tmpfs(container));
     (!shape.is_empty()).then_some(Value::Object(shape))
 }
 

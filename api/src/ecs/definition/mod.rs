@@ -4,6 +4,7 @@ mod container;
 mod decode;
 pub(crate) mod encode;
 mod log_driver;
+mod relations;
 mod secrets;
 pub(crate) mod size;
 #[cfg(test)]

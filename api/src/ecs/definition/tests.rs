@@ -1,8 +1,9 @@
 //! Task definitions: what is refused, with which words, and that what is taken is shown again as it was.
 
+mod secrets;
+
 use berth_runtime::model::Timestamp;
 use berth_runtime::model::definition::{DefinitionId, DefinitionStatus, TaskDefinition};
-use berth_runtime::model::secret::SecretSource;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -245,7 +246,10 @@ fn containers_need_memory_when_neither_the_task_nor_fargate_gives_it() {
 #[test]
 fn what_is_not_there_yet_is_refused_by_name() {
     let cases = [
-        with("/volumes", json!([{ "name": "v" }])),
+        with(
+            "/volumes",
+            json!([{ "name": "v", "efsVolumeConfiguration": { "fileSystemId": "fs-1" } }]),
+        ),
         with("/pidMode", json!("task")),
         with("/proxyConfiguration", json!({ "containerName": "x" })),
         with("/runtimePlatform", json!({ "cpuArchitecture": "ARM64" })),
@@ -253,14 +257,8 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "/runtimePlatform",
             json!({ "operatingSystemFamily": "WINDOWS_SERVER_2022_CORE" }),
         ),
-        with(
-            "/containerDefinitions",
-            json!([{ "name": "a", "image": "busybox" }, { "name": "b", "image": "busybox" }]),
-        ),
-        in_container("healthCheck", json!({ "command": ["CMD", "true"] })),
         in_container("environmentFiles", json!([{ "type": "s3", "value": "x" }])),
         in_container("repositoryCredentials", json!({ "credentialsParameter": "x" })),
-        in_container("restartPolicy", json!({ "enabled": true })),
         in_container(
             "systemControls",
             json!([{ "namespace": "net.core.somaxconn", "value": "1" }]),
@@ -268,7 +266,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
         in_container("firelensConfiguration", json!({ "type": "fluentbit" })),
         in_container(
             "linuxParameters",
-            json!({ "tmpfs": [{ "containerPath": "/x", "size": 1 }] }),
+            json!({ "tmpfs": [{ "containerPath": "/x", "size": 1, "mountOptions": ["dev"] }] }),
         ),
         in_container(
             "ulimits",
@@ -284,6 +282,141 @@ fn what_is_not_there_yet_is_refused_by_name() {
             refusal.starts_with("Berth does not support "),
             "{input}: {refusal}"
         );
+    }
+}
+
+/// Four containers, one of everything that they can say of each other.
+fn related() -> Value {
+    let mut input = minimal();
+    input["volumes"] = json!([{ "name": "shared", "host": {} }]);
+    input["containerDefinitions"] = json!([
+        { "name": "migrate", "image": "busybox", "essential": false,
+          "mountPoints": [{ "sourceVolume": "shared", "containerPath": "/data/", "readOnly": false }] },
+        { "name": "db", "image": "busybox", "startTimeout": 30,
+          "healthCheck": { "command": ["CMD-SHELL", "true"], "interval": 5, "timeout": 2, "retries": 2, "startPeriod": 10 } },
+        { "name": "app", "image": "busybox",
+          "dependsOn": [
+            { "containerName": "migrate", "condition": "SUCCESS" },
+            { "containerName": "db", "condition": "HEALTHY" }],
+          "restartPolicy": { "enabled": true, "ignoredExitCodes": [0, 3], "restartAttemptPeriod": 60 },
+          "linuxParameters": { "tmpfs": [{ "containerPath": "/tmp", "size": 64, "mountOptions": ["noexec", "mode=1777"] }] } },
+        { "name": "shipper", "image": "busybox", "essential": false,
+          "dependsOn": [{ "containerName": "app", "condition": "START" }],
+          "volumesFrom": [{ "sourceContainer": "migrate", "readOnly": true }] },
+    ]);
+    input
+}
+
+#[test]
+fn what_containers_say_of_each_other_is_taken_and_described_as_given() {
+    let input = related();
+    assert_eq!(errors(&parse(&input), REGION), Vec::<String>::new());
+    let described = encode::definition(&owner(), &registered(&input));
+    assert_eq!(described["volumes"], input["volumes"]);
+    let (given, described) = (&input["containerDefinitions"], &described["containerDefinitions"]);
+    for (container, member) in [
+        (1, "healthCheck"),
+        (2, "dependsOn"),
+        (2, "restartPolicy"),
+        (2, "linuxParameters"),
+        (3, "dependsOn"),
+        (3, "volumesFrom"),
+    ] {
+        assert_eq!(described[container][member], given[container][member], "{member}");
+    }
+    assert_eq!(described[0]["mountPoints"][0]["containerPath"], "/data");
+}
+
+#[test]
+fn a_health_check_has_defaults() {
+    let mut input = related();
+    input["containerDefinitions"][1]["healthCheck"] = json!({ "command": ["true"] });
+    let described = encode::definition(&owner(), &registered(&input));
+    assert_eq!(
+        described["containerDefinitions"][1]["healthCheck"],
+        json!({ "command": ["true"], "interval": 30, "timeout": 5, "retries": 3 })
+    );
+}
+
+#[test]
+fn what_containers_cannot_say_of_each_other_is_refused() {
+    let cases = [
+        (
+            "/2/dependsOn/0/containerName",
+            json!("nobody"),
+            "Cannot depend on container + 'nobody' because it does not exist",
+        ),
+        (
+            "/2/dependsOn/0/containerName",
+            json!("db"),
+            "A dependency container with SUCCESS or COMPLETE condition cannot be an essential container",
+        ),
+        (
+            "/2/dependsOn/1/containerName",
+            json!("migrate"),
+            "Container 'migrate' is depended on with the HEALTHY condition and has no 'healthCheck'.",
+        ),
+        (
+            "/2/dependsOn/0/condition",
+            json!("READY"),
+            "Invalid 'condition' setting 'READY': must be START, COMPLETE, SUCCESS or HEALTHY.",
+        ),
+        (
+            "/3/dependsOn/0/containerName",
+            json!("shipper"),
+            "Container dependencies must not form a circle.",
+        ),
+        (
+            "/0/mountPoints/0/sourceVolume",
+            json!("other"),
+            "Unknown volume 'other'",
+        ),
+        (
+            "/0/mountPoints/0/containerPath",
+            json!("/a/../b"),
+            "Invalid 'containerPath' setting '/a/../b' in 'mountPoints'",
+        ),
+        (
+            "/0/mountPoints/0/containerPath",
+            json!("/proc/x"),
+            "Invalid 'containerPath' setting '/proc/x' in 'mountPoints'",
+        ),
+        (
+            "/3/volumesFrom/0/sourceContainer",
+            json!("shipper"),
+            "Container 'shipper' in 'volumesFrom' is no other container of the task.",
+        ),
+        (
+            "/1/healthCheck/command",
+            json!(["CMD"]),
+            "Container.healthCheck.command should not be null or empty.",
+        ),
+        (
+            "/1/healthCheck/interval",
+            json!(4),
+            "Container.healthCheck.interval must be between 5 and 300.",
+        ),
+        (
+            "/1/healthCheck/retries",
+            json!(11),
+            "Container.healthCheck.retries must be between 1 and 10.",
+        ),
+        (
+            "/2/restartPolicy/restartAttemptPeriod",
+            json!(59),
+            "Container.restartPolicy.restartAttemptPeriod must be between 60 and 1800.",
+        ),
+        (
+            "/2/linuxParameters/tmpfs/0/size",
+            json!(0),
+            "Container.linuxParameters.tmpfs.size must be at least 1 MiB.",
+        ),
+    ];
+    for (member, value, expected) in cases {
+        let mut input = related();
+        *input["containerDefinitions"].pointer_mut(member).unwrap() = value;
+        let refusal = refusal(&input);
+        assert!(refusal.starts_with(expected), "{member}: {refusal}");
     }
 }
 
@@ -310,90 +443,11 @@ fn members_that_say_nothing_are_taken() {
     assert_eq!(errors(&parse(&input), REGION), Vec::<String>::new());
 }
 
-fn with_secrets(secrets: Value) -> Value {
-    let mut input = in_container("secrets", secrets);
-    input["executionRoleArn"] = json!("arn:aws:iam::123456789012:role/execution");
-    input
-}
-
-fn source_of(value_from: &str) -> SecretSource {
-    let input = with_secrets(json!([{ "name": "A", "valueFrom": value_from }]));
-    let spec = decode::spec(&parse(&input), REGION).unwrap();
-    spec.containers[0].secrets[0].source.clone()
-}
-
-#[test]
-fn a_secret_is_named_by_parameter_or_arn() {
-    let parameter = |names: &[&str], version| SecretSource::Parameter {
-        names: names.iter().map(|name| (*name).to_owned()).collect(),
-        version,
-    };
-    let ssm = "arn:aws:ssm:us-east-1:123456789012:parameter";
-    assert_eq!(source_of("/a/b"), parameter(&["/a/b"], None));
-    assert_eq!(source_of("a:7"), parameter(&["a"], Some(7)));
-    assert_eq!(source_of(&format!("{ssm}/a/b:3")), parameter(&["/a/b"], Some(3)));
-    assert_eq!(source_of(&format!("{ssm}/a")), parameter(&["a", "/a"], None));
-    let secret = |json_key: &str, stage: &str, id: &str| {
-        let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        SecretSource::Secret {
-            resource: "web/db-AbCdEf".to_owned(),
-            json_key: given(json_key),
-            version_stage: given(stage),
-            version_id: given(id),
-        }
-    };
-    let arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:web/db-AbCdEf";
-    assert_eq!(source_of(arn), secret("", "", ""));
-    assert_eq!(source_of(&format!("{arn}:user::")), secret("user", "", ""));
-    assert_eq!(
-        source_of(&format!("{arn}::AWSPREVIOUS:")),
-        secret("", "AWSPREVIOUS", "")
-    );
-    assert_eq!(source_of(&format!("{arn}:user::id")), secret("user", "", "id"));
-}
-
-#[test]
-fn secrets_that_cannot_be_looked_up_are_refused() {
-    let named = |name: &str, value_from: &str| json!([{ "name": name, "valueFrom": value_from }]);
-    let arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:s-AbCdEf";
-    for (secrets, part) in [
-        (named("", "a"), "secrets.name should not be null"),
-        (named("A=B", "a"), "invalid characters"),
-        (named("A", ""), "valueFrom should not be null"),
-        (named("A", "a b"), "Invalid 'valueFrom' 'a b'"),
-        (named("A", "a:label"), "Invalid 'valueFrom' 'a:label'"),
-        (named("A", &format!("{arn}:a:b:c:d")), "Invalid 'valueFrom'"),
-        (named("A", "arn:aws:s3:::bucket/x"), "Berth has the region"),
-        (
-            named("A", "arn:aws:kms:us-east-1:123456789012:key/a"),
-            "Invalid 'valueFrom'",
-        ),
-        (
-            named("A", "arn:aws:ssm:eu-west-1:123456789012:parameter/a"),
-            "Berth has the region 'us-east-1' alone",
-        ),
-        (
-            json!([{ "name": "A", "valueFrom": "a" }, { "name": "A", "valueFrom": "b" }]),
-            "such as 'A'",
-        ),
-    ] {
-        let refused = refusal(&with_secrets(secrets.clone()));
-        assert!(refused.contains(part), "{secrets}: {refused}");
-    }
-    let mut input = with_secrets(named("A", "a"));
-    input["containerDefinitions"][0]["environment"] = json!([{ "name": "A", "value": "1" }]);
-    assert_eq!(
-        refusal(&input),
-        "The secret name must be unique and not shared with any new or existing environment variables set on the \
-         container, such as 'A'."
-    );
-    let owner = Owner {
+fn owner() -> Owner {
+    Owner {
         region: REGION.to_owned(),
-        account_id: "999999999999".to_owned(),
-    };
-    let spec = decode::spec(&parse(&with_secrets(named("A", arn))), REGION).unwrap();
-    let refused = secrets::check_account(&spec, &owner).unwrap_err().to_string();
-    assert!(refused.contains("'999999999999' alone"), "{refused}");
+        account_id: "123456789012".to_owned(),
+    }
 }
 
 fn registered(input: &Value) -> TaskDefinition {
@@ -456,11 +510,7 @@ fn full() -> Value {
 
 #[test]
 fn a_definition_is_shown_as_it_was_registered() {
-    let owner = Owner {
-        region: REGION.to_owned(),
-        account_id: "123456789012".to_owned(),
-    };
-    let shown = encode::definition(&owner, &registered(&full()));
+    let shown = encode::definition(&owner(), &registered(&full()));
     let shown_container = &shown["containerDefinitions"][0];
     for (member, value) in full().as_object().unwrap() {
         if member != "containerDefinitions" {
@@ -482,13 +532,9 @@ fn a_definition_is_shown_as_it_was_registered() {
 
 #[test]
 fn what_is_shown_can_be_registered_again() {
-    let owner = Owner {
-        region: REGION.to_owned(),
-        account_id: "123456789012".to_owned(),
-    };
-    for input in [minimal(), full()] {
+    for input in [minimal(), full(), related()] {
         let first = registered(&input);
-        let shown = encode::definition(&owner, &first);
+        let shown = encode::definition(&owner(), &first);
         assert_eq!(registered(&shown).spec, first.spec);
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::container;
 use super::size::{exists, parse_cpu, parse_memory};
+use super::{container, relations};
 use crate::arn::{MAX_NAME_CHARS, is_name};
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{ContainerShape, EphemeralStorage, RegisterTaskDefinition};
@@ -169,9 +169,7 @@ fn task_level_members(input: &RegisterTaskDefinition, errors: &mut Vec<String>) 
     {
         errors.push(not_on_fargate("dockerVolumeConfiguration"));
     }
-    if !volumes.is_empty() {
-        errors.push(unsupported("volumes"));
-    }
+    relations::volume_errors(volumes, errors);
     refuse(
         &[
             ("proxyConfiguration", &input.proxy_configuration),
@@ -208,10 +206,7 @@ fn together(containers: &[ContainerShape], size: Option<(u32, u32)>, errors: &mu
                 .to_owned(),
         );
     }
-    if containers.len() > 1 {
-        errors
-            .push("Berth does not support more than one container in 'containerDefinitions' yet.".to_owned());
-    }
+    relations::circle(containers, errors);
 }
 
 /// Adds an error for each of these members that says something.

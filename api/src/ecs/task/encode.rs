@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use berth_runtime::model::task::{
-    Container, ContainerOverride, ContainerStatus, DesiredStatus, Eni, Overrides, Task, TaskStatus,
+    Container, ContainerOverride, ContainerStatus, DesiredStatus, Eni, HealthStatus, Overrides, Task,
+    TaskStatus,
 };
 use serde_json::{Map, Value, json};
 
@@ -54,7 +55,7 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
         Some(task.enable_execute_command),
     );
     put(&mut shape, "group", Some(&task.group));
-    put(&mut shape, "healthStatus", Some("UNKNOWN"));
+    put(&mut shape, "healthStatus", Some(task.health().as_str()));
     put(&mut shape, "lastStatus", Some(task.status.as_str()));
     put(&mut shape, "launchType", Some("FARGATE"));
     put(&mut shape, "platformFamily", Some("Linux"));
@@ -165,7 +166,9 @@ fn container(owner: &Owner, task: &Task, container: &Container) -> Value {
         "privateIpv4Address": eni.address.to_string(),
     });
     put(&mut shape, "networkInterfaces", Some([interface]));
-    put(&mut shape, "healthStatus", Some("UNKNOWN"));
+    let health = container.health.unwrap_or(HealthStatus::Unknown);
+    put(&mut shape, "healthStatus", Some(health.as_str()));
+    put(&mut shape, "restartCount", container.restarts);
     put(&mut shape, "cpu", Some(container.cpu.to_string()));
     put(
         &mut shape,

@@ -32,6 +32,8 @@ const START_PIPE_FD: i32 = 3;
 pub(crate) enum ChildError {
     #[error("cannot {step}: {source}")]
     Step { step: &'static str, source: Errno },
+    #[error("cannot read {path}: {source}")]
+    Read { path: &'static str, source: io::Error },
     #[error("cannot write {path}: {source}")]
     Write { path: &'static str, source: io::Error },
     #[error(transparent)]
@@ -58,7 +60,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) start_pipe: BorrowedFd<'a>,
 }
 
-fn step(step: &'static str) -> impl Fn(Errno) -> ChildError {
+pub(super) fn step(step: &'static str) -> impl Fn(Errno) -> ChildError {
     move |source| ChildError::Step { step, source }
 }
 
@@ -90,6 +92,7 @@ fn become_program(launch: &Launch<'_>) -> Result<Infallible, ChildError> {
     let identity = identify(&root, &launch.spec.user)?;
     let environment = Environment::new(&launch.spec.env, &identity.home, launch.hostname);
     limit(launch.spec)?;
+    give_streams(&identity)?;
     assume(&identity, launch.capabilities)?;
     if launch.spec.init_process {
         leave_to_child(own_binary)?;
@@ -125,7 +128,7 @@ fn open_own_binary() -> Result<OwnedFd, ChildError> {
         .map_err(step("open the reaper"))
 }
 
-fn identify(root: &Root, user: &str) -> Result<Identity, ChildError> {
+pub(super) fn identify(root: &Root, user: &str) -> Result<Identity, ChildError> {
     let read =
         |database: Database| root.read(&Path::new("/etc").join(database.to_string()), MAX_DATABASE_BYTES);
     Ok(user::resolve(
@@ -135,21 +138,25 @@ fn identify(root: &Root, user: &str) -> Result<Identity, ChildError> {
     )?)
 }
 
-fn limit(spec: &ContainerSpec) -> Result<(), ChildError> {
+pub(super) fn limit(spec: &ContainerSpec) -> Result<(), ChildError> {
     let (soft, hard) = spec.nofile;
     setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard).map_err(step("limit open files"))?;
     // The kernel derives this per-user limit from memory; the cap on processes is the cgroup's `pids.max`.
     setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY).map_err(step("lift the process limit"))
 }
 
-fn assume(identity: &Identity, capabilities: CapabilitySet) -> Result<(), ChildError> {
-    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    // So that the program may open /dev/stdout and /dev/stderr, which are links to these pipes.
+/// So that the program may open /dev/stdout and /dev/stderr, which are links to these pipes.
+fn give_streams(identity: &Identity) -> Result<(), ChildError> {
     for fd in [1, 2] {
         // SAFETY: fchown on a number that is open: a pipe of this container's own.
         Errno::result(unsafe { libc::fchown(fd, identity.uid, identity.gid) })
             .map_err(step("give the output pipes to the user"))?;
     }
+    Ok(())
+}
+
+pub(super) fn assume(identity: &Identity, capabilities: CapabilitySet) -> Result<(), ChildError> {
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     capabilities.bound()?;
     let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     nix::unistd::setgroups(&groups).map_err(step("set the supplementary groups"))?;

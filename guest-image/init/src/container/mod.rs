@@ -5,6 +5,7 @@ mod capability;
 mod child;
 mod environment;
 mod inside;
+pub(crate) mod join;
 mod program;
 pub(crate) mod reaper;
 pub(crate) mod root;

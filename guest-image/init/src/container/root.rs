@@ -15,7 +15,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{fchdir, pivot_root};
 
+use berth_protocol::message::{Mount, Tmpfs};
+
 use crate::container::inside::{InsideError, Links, Root, handle_path, kind};
+use crate::guest::drives::SCRATCH;
+
+/// The volumes of the task, on the scratch drive. No container has such a name.
+const VOLUMES: &str = ".volumes";
 
 /// Where each child mounts its overlay, in its own mount namespace.
 const MOUNT_POINT: &str = "/run/berth/root";
@@ -29,6 +35,8 @@ pub(crate) struct RootPlan {
     pub(crate) folder: PathBuf,
     pub(crate) readonly: bool,
     pub(crate) working_dir: PathBuf,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) tmpfs: Vec<Tmpfs>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +49,8 @@ pub(crate) enum RootError {
         path: PathBuf,
         source: Errno,
     },
+    #[error("{0:?} is no option of a tmpfs")]
+    Option(String),
     #[error("cannot make device {path}: {source}")]
     Device { path: PathBuf, source: Errno },
     #[error("cannot link {path}: {source}")]
@@ -108,6 +118,19 @@ pub(crate) fn prepare_mount_point() -> Result<(), RootError> {
     })
 }
 
+/// Makes the folders of the task's volumes. Once, in the parent.
+pub(crate) fn prepare_volumes(names: &[String]) -> Result<(), RootError> {
+    for name in names {
+        let path = volume(name);
+        fs::create_dir_all(&path).map_err(|source| RootError::Prepare { path, source })?;
+    }
+    Ok(())
+}
+
+fn volume(name: &str) -> PathBuf {
+    Path::new(SCRATCH).join(VOLUMES).join(name)
+}
+
 /// Makes the container's folder on the scratch drive, with its network files. In the parent.
 pub(crate) fn prepare(folder: &Path, network_files: &[String; 3]) -> Result<(), RootError> {
     let failed = |path: &Path| {
@@ -152,6 +175,7 @@ pub(crate) fn enter(plan: &RootPlan) -> Result<Root, RootError> {
             )?;
         }
     }
+    mount_own(&root, plan)?;
     let working_dir = root.directory(&plan.working_dir, Links::Follow)?;
     if plan.readonly {
         remount(
@@ -246,6 +270,82 @@ fn mount_network_files(root: &Root, plan: &RootPlan) -> Result<(), RootError> {
     Ok(())
 }
 
+/// Volumes and file systems in memory, those nearer to the root first.
+fn mount_own(root: &Root, plan: &RootPlan) -> Result<(), RootError> {
+    let mut paths: Vec<&str> = plan.mounts.iter().map(|mount| mount.path.as_str()).collect();
+    paths.extend(plan.tmpfs.iter().map(|tmpfs| tmpfs.path.as_str()));
+    paths.sort_unstable();
+    paths.dedup();
+    for path in paths {
+        let target = || {
+            root.directory(Path::new(path), Links::Follow)
+                .map_err(RootError::from)
+        };
+        // Later ones lie over earlier ones.
+        for mount in plan.mounts.iter().filter(|mount| mount.path == path) {
+            let source = volume(&mount.volume);
+            take_over(&source, &target()?)?;
+            bind("volume", &source, &handle_path(&target()?))?;
+            let mut flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+            if mount.readonly {
+                flags |= MsFlags::MS_RDONLY;
+            }
+            remount("volume", &handle_path(&target()?), flags)?;
+        }
+        for tmpfs in plan.tmpfs.iter().filter(|tmpfs| tmpfs.path == path) {
+            let (flags, data) = tmpfs_options(tmpfs)?;
+            attach("tmpfs", &handle_path(&target()?), flags, &data)?;
+        }
+    }
+    Ok(())
+}
+
+/// A volume that nobody has written to belongs to whom the folder that it hides belongs.
+fn take_over(volume: &Path, hidden: &OwnedFd) -> Result<(), RootError> {
+    let prepare = |source| RootError::Prepare {
+        path: volume.to_owned(),
+        source,
+    };
+    if fs::read_dir(volume).map_err(prepare)?.next().is_some() {
+        return Ok(());
+    }
+    let stat = nix::sys::stat::fstat(hidden).map_err(|errno| prepare(errno.into()))?;
+    std::os::unix::fs::chown(volume, Some(stat.st_uid), Some(stat.st_gid)).map_err(prepare)?;
+    let mode = stat.st_mode & 0o7777;
+    fs::set_permissions(volume, fs::Permissions::from_mode(mode)).map_err(prepare)
+}
+
+/// What mount(8) knows of a tmpfs, as mount(2) takes it. Device nodes are never allowed.
+fn tmpfs_options(tmpfs: &Tmpfs) -> Result<(MsFlags, String), RootError> {
+    let mut flags = CLOSED;
+    let mut data = format!("size={}", tmpfs.bytes);
+    for option in &tmpfs.options {
+        let number = |value: &str| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+        match option.split_once('=') {
+            Some(("mode" | "uid" | "gid" | "nr_inodes", value)) if number(value) => {
+                data.push(',');
+                data.push_str(option);
+                continue;
+            }
+            Some(_) => return Err(RootError::Option(option.clone())),
+            None => {}
+        }
+        match option.as_str() {
+            "defaults" | "rw" | "nodev" => {}
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "exec" => flags -= MsFlags::MS_NOEXEC,
+            "noexec" => flags |= MsFlags::MS_NOEXEC,
+            "suid" => flags -= MsFlags::MS_NOSUID,
+            "nosuid" => flags |= MsFlags::MS_NOSUID,
+            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
+            "noatime" => flags |= MsFlags::MS_NOATIME,
+            "relatime" => flags |= MsFlags::MS_RELATIME,
+            _ => return Err(RootError::Option(option.clone())),
+        }
+    }
+    Ok((flags, data))
+}
+
 /// Hides what is there: a file behind the container's `/dev/null`, a folder behind an empty one.
 fn mask(root: &Root, path: &str) -> Result<(), RootError> {
     let Some(target) = root.existing(Path::new(path), Links::Refuse)? else {
@@ -317,4 +417,37 @@ fn pivot() -> Result<(), Errno> {
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     nix::unistd::chdir("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(options: &[&str]) -> Result<(MsFlags, String), RootError> {
+        tmpfs_options(&Tmpfs {
+            path: "/t".into(),
+            bytes: 4096,
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        })
+    }
+
+    #[test]
+    fn a_tmpfs_is_closed_unless_its_options_open_it() {
+        assert_eq!(options(&[]).unwrap(), (CLOSED, "size=4096".to_owned()));
+        let (flags, data) = options(&["rw", "exec", "mode=1777", "uid=7"]).unwrap();
+        assert_eq!(
+            (flags, data.as_str()),
+            (CLOSED - MsFlags::MS_NOEXEC, "size=4096,mode=1777,uid=7")
+        );
+    }
+
+    #[test]
+    fn options_that_are_none_or_say_more_than_one_thing_are_refused() {
+        for option in ["dev", "mode=7,size=1g", "mode=", "size=1", "huge", ""] {
+            assert!(
+                matches!(options(&[option]), Err(RootError::Option(_))),
+                "{option:?}"
+            );
+        }
+    }
 }

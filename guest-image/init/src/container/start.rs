@@ -45,6 +45,10 @@ pub(crate) enum StartError {
     Pipe(Errno),
     #[error("cannot start a process: {0}")]
     Clone(Errno),
+    #[error("cannot reach the container's first process: {0}")]
+    Join(Errno),
+    #[error("cannot hand over what is to be run: {0}")]
+    Order(io::Error),
 }
 
 /// What all containers of a task have in common.
@@ -85,13 +89,12 @@ pub(crate) fn start(spec: &ContainerSpec, surroundings: &Surroundings) -> Result
         readonly: spec.readonly_root,
         working_dir: PathBuf::from(&spec.working_dir),
         folder,
+        mounts: spec.mounts.clone(),
+        tmpfs: spec.tmpfs.clone(),
     };
     root::prepare(&root.folder, &surroundings.network_files)?;
     let cgroup = cgroup::make_container(&spec.name, spec.memory_bytes, spec.cpu_shares)?;
-    let cgroup_folder = File::open(cgroup.path()).map_err(|source| StartError::OpenCgroup {
-        path: cgroup.path().to_owned(),
-        source,
-    })?;
+    let cgroup_folder = open_cgroup(cgroup.path())?;
     let (stdout, stdout_writer) = pipe()?;
     let (stderr, stderr_writer) = pipe()?;
     let (start_pipe, start_writer) = pipe()?;
@@ -104,7 +107,7 @@ pub(crate) fn start(spec: &ContainerSpec, surroundings: &Surroundings) -> Result
         stderr: stderr_writer.as_fd(),
         start_pipe: start_writer.as_fd(),
     };
-    match clone_into(cgroup_folder.as_fd().as_raw_fd())? {
+    match clone_into(&cgroup_folder, NAMESPACES)? {
         None => child::run(&launch),
         Some(pid) => Ok(Started {
             pid,
@@ -123,14 +126,23 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), StartError> {
     Ok((reader, writer))
 }
 
-/// A fork into new namespaces and a cgroup (clone3(2)); none in the child.
-fn clone_into(cgroup: i32) -> Result<Option<Pid>, StartError> {
-    let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+/// Of each container its own.
+const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
+pub(super) fn open_cgroup(path: &Path) -> Result<File, StartError> {
+    File::open(path).map_err(|source| StartError::OpenCgroup {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A fork into a cgroup, and into new namespaces (clone3(2)); none in the child.
+pub(super) fn clone_into(cgroup: &File, namespaces: i32) -> Result<Option<Pid>, StartError> {
     // SAFETY: `clone_args` is plain data, and zero means "not asked for" in each of its fields.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(namespaces.unsigned_abs()) | CLONE_INTO_CGROUP;
     args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
-    args.cgroup = u64::from(cgroup.unsigned_abs());
+    args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     // SAFETY: without CLONE_VM the child has its own copy of the memory and stack, as after fork(2); this process
     // has one thread, so no lock is held by a thread that the child lacks.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {

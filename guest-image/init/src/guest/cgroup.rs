@@ -44,7 +44,10 @@ pub(crate) fn make_container(
     cpu_shares: Option<u64>,
 ) -> Result<ContainerCgroup, CgroupError> {
     let path = Path::new(TASK).join(name);
-    make(&path)?;
+    // One that starts again has it already.
+    if !path.exists() {
+        make(&path)?;
+    }
     if let Some(bytes) = memory_bytes {
         set(&path, "memory.max", &bytes.to_string())?;
     }
@@ -52,7 +55,12 @@ pub(crate) fn make_container(
     if let Some(shares) = cpu_shares {
         set(&path, "cpu.weight", &weight_of_shares(shares).to_string())?;
     }
-    Ok(ContainerCgroup { path })
+    let mut cgroup = ContainerCgroup {
+        path,
+        kills_before: 0,
+    };
+    cgroup.kills_before = cgroup.oom_kills()?;
+    Ok(cgroup)
 }
 
 /// Kills every process of every container.
@@ -67,6 +75,8 @@ pub(crate) fn kill_task() -> Result<(), CgroupError> {
 #[derive(Debug)]
 pub(crate) struct ContainerCgroup {
     path: PathBuf,
+    /// In earlier runs of the container.
+    kills_before: u64,
 }
 
 impl ContainerCgroup {
@@ -74,11 +84,15 @@ impl ContainerCgroup {
         &self.path
     }
 
-    /// Whether the kernel killed a process of this container for memory, its own cap's or the task's.
+    /// Whether the kernel killed a process of this run of the container for memory, its own cap's or the task's.
     pub(crate) fn oom_killed(&self) -> Result<bool, CgroupError> {
+        Ok(self.oom_kills()? > self.kills_before)
+    }
+
+    fn oom_kills(&self) -> Result<u64, CgroupError> {
         let path = self.path.join("memory.events");
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(oom_kills(&text) > 0),
+            Ok(text) => Ok(oom_kills(&text)),
             Err(source) => Err(CgroupError::Read { path, source }),
         }
     }

@@ -1,9 +1,10 @@
-//! One container as the supervisor sees it: its state from start to end, its streams, its stopping.
+//! One container as the supervisor sees it: its state from waiting to its end, its streams, its health, its stopping.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use berth_protocol::message::{ContainerSpec, ContainerState, ContainerStatus, Stream};
+use berth_protocol::message::{ContainerSpec, ContainerState, ContainerStatus, Health, Stream};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -12,28 +13,37 @@ use crate::container::stop_signal;
 use crate::guest::cgroup::ContainerCgroup;
 use crate::guest::clock::unix_ms;
 use crate::guest::power::log;
+use crate::supervisor::health::Monitor;
+use crate::supervisor::order::Progress;
 use crate::supervisor::output::Output;
 use crate::wait::Ending;
 
 /// The longest reason for a failed start that is passed on.
 const MAX_REASON_BYTES: usize = 4096;
-/// Grace times beyond a day are as good as one.
-const LONGEST_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A container of the task.
 #[derive(Debug)]
 pub(crate) struct Container {
-    pub(crate) name: String,
+    pub(crate) spec: ContainerSpec,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
     stop_signal: i32,
     phase: Phase,
     /// When SIGKILL is due.
     kill_at: Option<Instant>,
+    /// It is to end, and not to start again.
+    stopping: bool,
+    /// When it was first started, and last.
+    since: Option<Instant>,
+    this_run: Option<Instant>,
+    restarts: u32,
+    health: Option<Monitor>,
 }
 
 #[derive(Debug)]
 enum Phase {
+    /// For what it depends on.
+    Waiting,
     /// Its first process is on the way to the program.
     Starting {
         process: Process,
@@ -58,11 +68,15 @@ struct Process {
 
 impl Process {
     fn signal(&self, signal: i32) {
+        Self::signal_pid(self.pid, signal);
+    }
+
+    /// Of a child that is not reaped yet.
+    fn signal_pid(pid: Pid, signal: i32) {
         // SAFETY: kill takes two numbers. The process is not reaped yet, so the number is still its own.
-        if unsafe { libc::kill(self.pid.as_raw(), signal) } != 0 {
+        if unsafe { libc::kill(pid.as_raw(), signal) } != 0 {
             log(&format!(
-                "cannot send signal {signal} to process {}: {}",
-                self.pid,
+                "cannot send signal {signal} to process {pid}: {}",
                 Errno::last()
             ));
         }
@@ -70,59 +84,106 @@ impl Process {
 }
 
 impl Container {
-    pub(crate) fn started(spec: &ContainerSpec, started: Started) -> Self {
+    pub(crate) fn new(spec: &ContainerSpec) -> Self {
         Self {
-            name: spec.name.clone(),
-            stdout: Output::new(started.stdout),
-            stderr: Output::new(started.stderr),
+            spec: spec.clone(),
+            stdout: Output::default(),
+            stderr: Output::default(),
             // Checked with the task.
             stop_signal: stop_signal::parse(&spec.stop_signal).unwrap_or(libc::SIGTERM),
-            phase: Phase::Starting {
-                process: Process {
-                    pid: started.pid,
-                    cgroup: started.cgroup,
-                },
-                start_pipe: started.start_pipe,
-                reason: Vec::new(),
-                stop: false,
-            },
+            phase: Phase::Waiting,
             kill_at: None,
+            stopping: false,
+            since: None,
+            this_run: None,
+            restarts: 0,
+            health: None,
         }
     }
 
-    pub(crate) fn failed(name: &str, reason: String) -> Self {
-        Self {
-            name: name.to_owned(),
-            stdout: Output::default(),
-            stderr: Output::default(),
-            stop_signal: libc::SIGTERM,
-            phase: Phase::Done(ContainerState::StartFailed { reason }),
-            kill_at: None,
+    /// Its first process is on the way, for the first time or again.
+    pub(crate) fn started(&mut self, started: Started, now: Instant) {
+        self.stdout.attach(started.stdout);
+        self.stderr.attach(started.stderr);
+        if self.since.is_some() {
+            self.restarts = self.restarts.saturating_add(1);
         }
+        self.since = self.since.or(Some(now));
+        self.this_run = Some(now);
+        self.phase = Phase::Starting {
+            process: Process {
+                pid: started.pid,
+                cgroup: started.cgroup,
+            },
+            start_pipe: started.start_pipe,
+            reason: Vec::new(),
+            stop: false,
+        };
+    }
+
+    /// It could not be started.
+    pub(crate) fn failed(&mut self, reason: String) {
+        self.phase = Phase::Done(ContainerState::StartFailed { reason });
+    }
+
+    /// It never will be started.
+    pub(crate) fn give_up(&mut self, reason: Option<String>) {
+        self.phase = Phase::Done(ContainerState::NotStarted { reason });
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self.phase, Phase::Waiting)
+    }
+
+    /// For those that depend on it.
+    pub(crate) fn progress(&self) -> Progress {
+        match (&self.phase, self.since) {
+            (Phase::Waiting, _) => Progress::Waiting,
+            (Phase::Done(ContainerState::Exited { exit_code, .. }), _) => Progress::Ended {
+                exit_code: Some(*exit_code),
+            },
+            (Phase::Done(_), _) | (_, None) => Progress::Ended { exit_code: None },
+            (phase, Some(since)) => Progress::Started {
+                since,
+                runs: self.restarts > 0 || !matches!(phase, Phase::Starting { .. }),
+                health: self.health(),
+            },
+        }
+    }
+
+    /// Whether its end is the task's, and has come.
+    pub(crate) fn has_ended_the_task(&self) -> bool {
+        self.spec.essential && matches!(self.phase, Phase::Done(_))
+    }
+
+    fn health(&self) -> Health {
+        self.health.as_ref().map_or(Health::Unknown, Monitor::health)
     }
 
     /// None until there is something to tell the host.
     pub(crate) fn status(&self) -> Option<ContainerStatus> {
+        let running = |pid, started_at_ms: &u64| ContainerState::Running {
+            pid,
+            started_at_ms: *started_at_ms,
+            health: self.health(),
+            restarts: self.restarts,
+        };
         let state = match &self.phase {
-            Phase::Starting { .. } => return None,
+            Phase::Waiting | Phase::Starting { .. } => return None,
             Phase::Running {
                 process,
                 started_at_ms,
-            } => ContainerState::Running {
-                pid: process.pid.as_raw().unsigned_abs(),
-                started_at_ms: *started_at_ms,
-            },
-            Phase::Draining(ContainerState::Exited { started_at_ms, .. }) => {
-                // The process number is gone, and with it any use of it.
-                ContainerState::Running {
-                    pid: 0,
-                    started_at_ms: *started_at_ms,
-                }
-            }
+            } => running(process.pid.as_raw().unsigned_abs(), started_at_ms),
+            // The process number is gone, and with it any use of it.
+            Phase::Draining(ContainerState::Exited { started_at_ms, .. }) => running(0, started_at_ms),
             Phase::Draining(state) | Phase::Done(state) => state.clone(),
         };
         Some(ContainerStatus {
-            name: self.name.clone(),
+            name: self.spec.name.clone(),
             state,
         })
     }
@@ -145,8 +206,10 @@ impl Container {
         }
     }
 
-    pub(crate) fn kill_at(&self) -> Option<Instant> {
-        self.kill_at
+    /// When it has to be looked at again.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let check = self.health.as_ref().map(Monitor::deadline);
+        [self.kill_at, check].into_iter().flatten().min()
     }
 
     /// Reads the start pipe; true when that told whether the container runs.
@@ -188,6 +251,12 @@ impl Container {
             if stop {
                 process.signal(self.stop_signal);
             }
+            let now = self.this_run.unwrap_or_else(Instant::now);
+            self.health = self
+                .spec
+                .health_check
+                .as_ref()
+                .map(|check| Monitor::new(check, now));
             self.phase = Phase::Running {
                 process,
                 started_at_ms: unix_ms(),
@@ -216,6 +285,7 @@ impl Container {
             false
         });
         self.kill_at = None;
+        self.health = None;
         self.phase = Phase::Draining(ContainerState::Exited {
             exit_code: ending.exit_code(),
             signal: ending.signal(),
@@ -250,23 +320,73 @@ impl Container {
         true
     }
 
-    /// The stop signal now, SIGKILL when the grace time is over. A second stop can only bring that forward.
-    pub(crate) fn stop(&mut self, grace: Duration, now: Instant) {
+    /// Whether it has ended only to start again.
+    pub(crate) fn starts_again(&self) -> bool {
+        let Phase::Done(ContainerState::Exited { exit_code, .. }) = &self.phase else {
+            return false;
+        };
+        let (Some(policy), Some(this_run)) = (&self.spec.restart, self.this_run) else {
+            return false;
+        };
+        !self.stopping
+            && !policy.ignored_exit_codes.contains(exit_code)
+            && this_run.elapsed() >= Duration::from_millis(policy.attempt_period_ms)
+    }
+
+    /// The stop signal now, SIGKILL when its stop timeout is over. Once.
+    pub(crate) fn stop(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
         match &mut self.phase {
+            Phase::Waiting => return self.give_up(None),
             Phase::Starting { stop, .. } => *stop = true,
             Phase::Running { process, .. } => process.signal(self.stop_signal),
             Phase::Draining(_) | Phase::Done(_) => return,
         }
-        let due = now + grace.min(LONGEST_GRACE);
-        self.kill_at = Some(self.kill_at.map_or(due, |earlier| earlier.min(due)));
+        self.kill_at = Some(now + Duration::from_millis(self.spec.stop_timeout_ms));
     }
 
-    /// Kills it if its grace time is over.
-    pub(crate) fn kill_if_due(&mut self, now: Instant) {
+    /// Kills what has had its time: the container, or the check of its health. True if that changed its health.
+    pub(crate) fn kill_if_due(&mut self, now: Instant) -> bool {
         if self.kill_at.is_some_and(|due| due <= now) {
             self.kill_at = None;
             self.signal(libc::SIGKILL);
         }
+        let before = self.health();
+        if let Some(check) = self.health.as_mut().and_then(|monitor| monitor.overdue(now)) {
+            Process::signal_pid(check, libc::SIGKILL);
+        }
+        self.health() != before
+    }
+
+    /// The first process, cgroup and command of a health check that is due.
+    pub(crate) fn due_check(&self, now: Instant) -> Option<(Pid, &Path, &[String])> {
+        let Phase::Running { process, .. } = &self.phase else {
+            return None;
+        };
+        let argv = self.health.as_ref()?.due(now)?;
+        Some((process.pid, process.cgroup.path(), argv))
+    }
+
+    pub(crate) fn check_began(&mut self, pid: Pid, now: Instant) {
+        if let Some(monitor) = &mut self.health {
+            monitor.began(pid, now);
+        }
+    }
+
+    /// The process of its health check, if one runs.
+    pub(crate) fn check_pid(&self) -> Option<Pid> {
+        self.health.as_ref()?.pid()
+    }
+
+    /// A health check has ended; true if that changed its health.
+    pub(crate) fn check_ended(&mut self, passed: bool, now: Instant) -> bool {
+        let before = self.health();
+        if let Some(monitor) = &mut self.health {
+            monitor.ended(passed, now);
+        }
+        self.health() != before
     }
 
     /// Does nothing once its first process is gone.
@@ -279,7 +399,7 @@ impl Container {
     fn process(&self) -> Option<&Process> {
         match &self.phase {
             Phase::Starting { process, .. } | Phase::Running { process, .. } => Some(process),
-            Phase::Draining(_) | Phase::Done(_) => None,
+            Phase::Waiting | Phase::Draining(_) | Phase::Done(_) => None,
         }
     }
 }

@@ -2,7 +2,9 @@
 
 mod container;
 mod events;
+mod health;
 mod host;
+mod order;
 mod output;
 mod task;
 
@@ -13,12 +15,13 @@ use berth_protocol::message::{OutputPosition, Stream, TaskSpec, ToGuest, ToHost}
 use berth_protocol::{MAX_OUTPUT_BYTES, PROTOCOL_VERSION};
 use nix::errno::Errno;
 
-use crate::container::{start, stop_signal};
+use crate::container::start::Surroundings;
+use crate::container::{join, start, stop_signal};
 use crate::guest::{cgroup, clock, early, power, random};
 use crate::supervisor::container::Container;
 use crate::supervisor::events::{Event, Events};
 use crate::supervisor::host::{Link, LinkError};
-use crate::supervisor::task::TaskError;
+use crate::supervisor::order::{Member, Readiness};
 use crate::wait::reap_one;
 
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
@@ -74,6 +77,8 @@ fn prepare() -> Result<Supervisor, SupervisorError> {
         session: None,
         ready_ms: clock::uptime_ms(),
         containers: Vec::new(),
+        surroundings: None,
+        stopping: false,
         next_sender: 0,
         powering_off: false,
         buffer: vec![0; BUFFER_BYTES],
@@ -89,6 +94,10 @@ struct Supervisor {
     session: Option<String>,
     ready_ms: u64,
     containers: Vec<Container>,
+    /// Of the containers, once the machine is ready for them.
+    surroundings: Option<Surroundings>,
+    /// All containers are to end.
+    stopping: bool,
     /// Which of the streams is first to send, so that none starves.
     next_sender: usize,
     powering_off: bool,
@@ -103,11 +112,9 @@ impl Supervisor {
             for event in self.events.wait(self.deadline())? {
                 self.handle(event);
             }
-            let now = Instant::now();
-            for container in &mut self.containers {
-                container.kill_if_due(now);
-            }
+            self.look_at_the_clock();
             self.drain_dead();
+            self.advance();
             self.converse(|this, _| this.send_output());
             self.converse(|this, _| Ok(this.link.flush()?));
         }
@@ -116,8 +123,82 @@ impl Supervisor {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let kills = self.containers.iter().filter_map(Container::kill_at);
-        kills.chain(self.link.deadline()).min()
+        let members = members(&self.containers);
+        let now = Instant::now();
+        let waits = self
+            .containers
+            .iter()
+            .filter(|container| container.waits() && !self.stopping)
+            .filter_map(
+                |container| match order::readiness(&container.spec, &members, now) {
+                    Readiness::Wait(until) => until,
+                    Readiness::Ready | Readiness::Never(_) => Some(now),
+                },
+            );
+        let own = self.containers.iter().filter_map(Container::deadline);
+        own.chain(waits).chain(self.link.deadline()).min()
+    }
+
+    /// Kills what has had its time, and begins the health checks that are due.
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.containers.len() {
+            let Some(container) = self.containers.get_mut(index) else {
+                return;
+            };
+            let mut changed = container.kill_if_due(now);
+            let due = container.due_check(now);
+            let begun = due
+                .zip(self.surroundings.as_ref())
+                .map(|((pid, cgroup, argv), surroundings)| {
+                    join::run(pid, cgroup, &container.spec, &surroundings.hostname, argv)
+                });
+            match begun {
+                None => {}
+                Some(Ok(pid)) => container.check_began(pid, now),
+                Some(Err(error)) => {
+                    power::log(&format!("health check of {:?}: {error}", container.spec.name));
+                    changed |= container.check_ended(false, now);
+                }
+            }
+            if changed {
+                self.report(index);
+            }
+        }
+    }
+
+    /// Starts the containers whose time has come; once all are to end, stops those on which no other one depends.
+    fn advance(&mut self) {
+        loop {
+            self.stopping |= self.containers.iter().any(Container::has_ended_the_task);
+            let members = members(&self.containers);
+            let now = Instant::now();
+            let next = self.containers.iter().enumerate().find_map(|(index, container)| {
+                let step = if self.stopping {
+                    let may_stop = container.waits() || order::may_stop(&container.spec.name, &members);
+                    (!container.is_stopping() && may_stop).then_some(Step::Stop)
+                } else if container.waits() {
+                    match order::readiness(&container.spec, &members, now) {
+                        Readiness::Ready => Some(Step::Start),
+                        Readiness::Never(reason) => Some(Step::GiveUp(reason)),
+                        Readiness::Wait(_) => None,
+                    }
+                } else {
+                    None
+                };
+                step.map(|step| (index, step))
+            });
+            let Some((index, step)) = next else { return };
+            match step {
+                Step::Start => self.begin(index),
+                Step::Stop => self.containers[index].stop(now),
+                Step::GiveUp(reason) => {
+                    self.containers[index].give_up(Some(reason));
+                    self.stopping = true;
+                }
+            }
+            self.report(index);
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -225,10 +306,7 @@ impl Supervisor {
                     None => self.complain_of_unknown(&container)?,
                 }
             }
-            ToGuest::Stop { container, grace_ms } => match self.find(&container) {
-                Some(found) => found.stop(Duration::from_millis(grace_ms), Instant::now()),
-                None => self.complain_of_unknown(&container)?,
-            },
+            ToGuest::Stop => self.stopping = true,
             ToGuest::Signal { container, signal } => {
                 match (self.find(&container), stop_signal::check(signal)) {
                     (Some(found), Some(signal)) => found.signal(signal),
@@ -244,7 +322,7 @@ impl Supervisor {
     fn find(&mut self, name: &str) -> Option<&mut Container> {
         self.containers
             .iter_mut()
-            .find(|container| container.name == name)
+            .find(|container| container.spec.name == name)
     }
 
     fn complain(&mut self, message: &str) -> Result<(), LinkError> {
@@ -264,10 +342,10 @@ impl Supervisor {
             for stream in STREAMS {
                 let known = positions
                     .iter()
-                    .find(|p| p.container == container.name && p.stream == stream);
+                    .find(|p| p.container == container.spec.name && p.stream == stream);
                 let offset = known.map_or(0, |position| position.offset);
                 if let Err(error) = container.output(stream).window.resume(offset) {
-                    complaints.push(format!("{stream:?} of {:?}: {error}", container.name));
+                    complaints.push(format!("{stream:?} of {:?}: {error}", container.spec.name));
                 }
             }
         }
@@ -281,22 +359,48 @@ impl Supervisor {
             return self.complain(&format!("the task is refused: {error}"));
         }
         self.session = Some(task.session.clone());
-        self.containers = match task::make_ready(task) {
-            Ok(surroundings) => task
-                .containers
-                .iter()
-                .map(|spec| begin(spec, &surroundings))
-                .collect(),
-            Err(error) => fail_all(task, &error),
-        };
-        for index in 0..self.containers.len() {
-            self.report(index);
+        self.containers = task.containers.iter().map(Container::new).collect();
+        match task::make_ready(task) {
+            Ok(surroundings) => self.surroundings = Some(surroundings),
+            Err(error) => {
+                for index in 0..self.containers.len() {
+                    self.containers[index].failed(error.to_string());
+                    self.report(index);
+                }
+            }
         }
+        self.advance();
         Ok(())
+    }
+
+    /// Starts a container, for the first time or again.
+    fn begin(&mut self, index: usize) {
+        let Some(container) = self.containers.get_mut(index) else {
+            return;
+        };
+        // Without surroundings none is left that could begin.
+        let Some(surroundings) = &self.surroundings else {
+            return container.give_up(None);
+        };
+        match start::start(&container.spec, surroundings) {
+            Ok(started) => container.started(started, Instant::now()),
+            Err(error) => container.failed(error.to_string()),
+        }
     }
 
     fn reap(&mut self) {
         while let Some((pid, ending)) = reap_one() {
+            if let Some(index) = self
+                .containers
+                .iter()
+                .position(|container| container.check_pid() == Some(pid))
+            {
+                let passed = ending.exit_code() == 0;
+                if self.containers[index].check_ended(passed, Instant::now()) {
+                    self.report(index);
+                }
+                continue;
+            }
             let owner = self
                 .containers
                 .iter()
@@ -316,9 +420,13 @@ impl Supervisor {
 
     fn drain_dead(&mut self) {
         for index in 0..self.containers.len() {
-            if self.containers[index].drain(&mut self.buffer) {
-                self.report(index);
+            if !self.containers[index].drain(&mut self.buffer) {
+                continue;
             }
+            if self.containers[index].starts_again() && !self.stopping {
+                self.begin(index);
+            }
+            self.report(index);
         }
     }
 
@@ -340,7 +448,7 @@ impl Supervisor {
             let Some(container) = self.containers.get_mut(sender / STREAMS.len()) else {
                 break;
             };
-            let name = container.name.clone();
+            let name = container.spec.name.clone();
             let window = &mut container.output(stream).window;
             let Some((offset, bytes)) = window.unsent(MAX_OUTPUT_BYTES) else {
                 idle += 1;
@@ -385,16 +493,19 @@ impl Supervisor {
     }
 }
 
-fn begin(spec: &berth_protocol::message::ContainerSpec, surroundings: &start::Surroundings) -> Container {
-    match start::start(spec, surroundings) {
-        Ok(started) => Container::started(spec, started),
-        Err(error) => Container::failed(&spec.name, error.to_string()),
-    }
+/// What is to be done with a container next.
+enum Step {
+    Start,
+    Stop,
+    GiveUp(String),
 }
 
-fn fail_all(task: &TaskSpec, error: &TaskError) -> Vec<Container> {
-    task.containers
+fn members(containers: &[Container]) -> Vec<Member<'_>> {
+    containers
         .iter()
-        .map(|spec| Container::failed(&spec.name, error.to_string()))
+        .map(|container| Member {
+            spec: &container.spec,
+            progress: container.progress(),
+        })
         .collect()
 }

@@ -101,11 +101,9 @@ pub(crate) enum Reading {
 }
 
 impl Output {
-    pub(crate) fn new(pipe: OwnedFd) -> Self {
-        Self {
-            window: Window::default(),
-            pipe: Some(pipe),
-        }
+    /// What comes next comes out of this pipe; an earlier one has ended.
+    pub(crate) fn attach(&mut self, pipe: OwnedFd) {
+        self.pipe = Some(pipe);
     }
 
     /// The pipe, if it has not ended and there is room for what comes out of it.

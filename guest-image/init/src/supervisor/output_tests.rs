@@ -84,7 +84,8 @@ fn a_host_that_lost_bytes_gets_the_kept_ones_and_an_error() {
 #[test]
 fn a_full_window_stops_reading_until_the_host_acknowledges() {
     let (reader, writer) = nix::unistd::pipe().unwrap();
-    let mut output = Output::new(reader);
+    let mut output = Output::default();
+    output.attach(reader);
     output.window.push(&vec![0; OUTPUT_WINDOW_BYTES - 3]);
     nix::unistd::write(&writer, b"abcdef").unwrap();
     let mut buffer = [0; 64];
@@ -105,7 +106,8 @@ fn a_full_window_stops_reading_until_the_host_acknowledges() {
 fn draining_ends_although_somebody_holds_the_pipe() {
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
     nix::unistd::write(&writer, b"last words").unwrap();
-    let mut output = Output::new(reader);
+    let mut output = Output::default();
+    output.attach(reader);
     output.drain(&mut [0; 4]);
     assert!(output.ended());
     assert_eq!(output.window.end(), 10);

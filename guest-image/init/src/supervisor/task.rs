@@ -1,6 +1,7 @@
 //! The task: a checked specification, and the machine made ready for its containers.
 
 use std::collections::BTreeSet;
+use std::path::{Component, Path};
 
 use berth_protocol::message::{ContainerSpec, TaskSpec};
 
@@ -10,10 +11,13 @@ use crate::container::stop_signal::{self, UnknownSignal};
 use crate::guest::cgroup::{self, CgroupError};
 use crate::guest::drives::{self, DriveError};
 use crate::guest::network::{self, NetworkError};
+use crate::supervisor::order;
 
 /// More containers than any task may have; what counts here is that there is a bound.
 const MAX_CONTAINERS: usize = 64;
 const MAX_NAME_BYTES: usize = 255;
+/// No time of a container is longer than a day.
+const MOST_MS: u64 = 24 * 60 * 60 * 1000;
 /// `HOST_NAME_MAX`
 const MAX_HOSTNAME_BYTES: usize = 64;
 
@@ -38,6 +42,20 @@ pub(crate) enum TaskError {
         container: String,
         source: UnknownSignal,
     },
+    #[error("container {container:?} depends on {other:?}, which is not there")]
+    Dependency { container: String, other: String },
+    #[error("container {0:?} waits for itself")]
+    Circle(String),
+    #[error("a time of container {container:?} is {ms} ms, more than {MOST_MS}")]
+    Time { container: String, ms: u64 },
+    #[error("the health check of container {0:?} has no command")]
+    NoCheck(String),
+    #[error("{path:?}, where container {container:?} mounts something, is no plain absolute path")]
+    MountPath { container: String, path: String },
+    #[error("container {container:?} mounts {volume:?}, which is no volume of the task")]
+    Volume { container: String, volume: String },
+    #[error("volume name {0:?} is not 1 to {MAX_NAME_BYTES} letters, digits, dashes or underscores")]
+    VolumeName(String),
     #[error("hostname {0:?} is not 1 to {MAX_HOSTNAME_BYTES} letters, digits, dots or dashes")]
     Hostname(String),
     #[error(transparent)]
@@ -58,14 +76,79 @@ pub(crate) fn check(task: &TaskSpec) -> Result<(), TaskError> {
     if !plain(&task.hostname, MAX_HOSTNAME_BYTES, &['.', '-']) {
         return Err(TaskError::Hostname(task.hostname.clone()));
     }
+    if let Some(name) = task
+        .volumes
+        .iter()
+        .find(|name| !plain(name, MAX_NAME_BYTES, &['-', '_']))
+    {
+        return Err(TaskError::VolumeName(name.clone()));
+    }
     let mut names = BTreeSet::new();
     for spec in &task.containers {
         check_container(spec)?;
+        check_relations(spec, task)?;
         if !names.insert(spec.name.as_str()) {
             return Err(TaskError::Duplicate(spec.name.clone()));
         }
     }
-    Ok(())
+    match order::in_a_circle(&task.containers) {
+        Some(name) => Err(TaskError::Circle(name.to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// What a container says of others, of time and of what it mounts.
+fn check_relations(spec: &ContainerSpec, task: &TaskSpec) -> Result<(), TaskError> {
+    let container = || spec.name.clone();
+    let known = |name: &str| task.containers.iter().any(|other| other.name == name);
+    if let Some(dependency) = spec.depends_on.iter().find(|it| !known(&it.container)) {
+        return Err(TaskError::Dependency {
+            container: container(),
+            other: dependency.container.clone(),
+        });
+    }
+    let mut times = vec![spec.start_timeout_ms, spec.stop_timeout_ms];
+    if let Some(check) = &spec.health_check {
+        if check.argv.is_empty() {
+            return Err(TaskError::NoCheck(container()));
+        }
+        times.extend([check.interval_ms, check.timeout_ms, check.start_period_ms]);
+    }
+    times.extend(spec.restart.iter().map(|policy| policy.attempt_period_ms));
+    if let Some(ms) = times.into_iter().find(|ms| *ms > MOST_MS) {
+        return Err(TaskError::Time {
+            container: container(),
+            ms,
+        });
+    }
+    let paths = spec.mounts.iter().map(|mount| &mount.path);
+    for path in paths.chain(spec.tmpfs.iter().map(|tmpfs| &tmpfs.path)) {
+        if !mountable(path) {
+            return Err(TaskError::MountPath {
+                container: container(),
+                path: path.clone(),
+            });
+        }
+    }
+    match spec
+        .mounts
+        .iter()
+        .find(|mount| !task.volumes.contains(&mount.volume))
+    {
+        Some(mount) => Err(TaskError::Volume {
+            container: container(),
+            volume: mount.volume.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Absolute, below the root, and straight.
+fn mountable(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    parts.next() == Some(Component::RootDir)
+        && parts.clone().next().is_some()
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn check_container(spec: &ContainerSpec) -> Result<(), TaskError> {
@@ -107,44 +190,68 @@ pub(crate) fn make_ready(task: &TaskSpec) -> Result<Surroundings, TaskError> {
     cgroup::make_task(task.memory_bytes, task.pids)?;
     drives::mount_scratch(&task.scratch_drive)?;
     root::prepare_mount_point()?;
+    root::prepare_volumes(&task.volumes)?;
     Ok(Surroundings::new(&task.hostname, task.network.as_ref()))
+}
+
+/// A task of one container that is checked well.
+#[cfg(test)]
+pub(crate) fn example() -> TaskSpec {
+    let container = ContainerSpec {
+        name: "web".into(),
+        image_drive: "image0".into(),
+        argv: vec!["true".into()],
+        env: std::collections::BTreeMap::new(),
+        working_dir: "/".into(),
+        user: String::new(),
+        stop_signal: String::new(),
+        readonly_root: false,
+        capabilities_add: vec![],
+        capabilities_drop: vec![],
+        nofile: (1024, 1024),
+        memory_bytes: None,
+        cpu_shares: None,
+        init_process: false,
+        essential: true,
+        depends_on: vec![],
+        start_timeout_ms: 1000,
+        stop_timeout_ms: 1000,
+        health_check: None,
+        restart: None,
+        mounts: vec![],
+        tmpfs: vec![],
+    };
+    TaskSpec {
+        task_id: "t".into(),
+        session: "s".into(),
+        hostname: "box".into(),
+        network: None,
+        memory_bytes: 1 << 20,
+        pids: 10,
+        scratch_drive: "scratch".into(),
+        volumes: vec!["shared".into()],
+        containers: vec![container],
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use berth_protocol::message::{Condition, Dependency, HealthCheck, Mount, Tmpfs};
 
     use super::*;
 
     fn task(change: impl FnOnce(&mut TaskSpec)) -> TaskSpec {
-        let container = ContainerSpec {
-            name: "web".into(),
-            image_drive: "image0".into(),
-            argv: vec!["true".into()],
-            env: BTreeMap::new(),
-            working_dir: "/".into(),
-            user: String::new(),
-            stop_signal: String::new(),
-            readonly_root: false,
-            capabilities_add: vec![],
-            capabilities_drop: vec![],
-            nofile: (1024, 1024),
-            memory_bytes: None,
-            cpu_shares: None,
-            init_process: false,
-        };
-        let mut task = TaskSpec {
-            task_id: "t".into(),
-            session: "s".into(),
-            hostname: "box".into(),
-            network: None,
-            memory_bytes: 1 << 20,
-            pids: 10,
-            scratch_drive: "scratch".into(),
-            containers: vec![container],
-        };
+        let mut task = example();
         change(&mut task);
         task
+    }
+
+    fn mount(volume: &str, path: &str) -> Mount {
+        Mount {
+            volume: volume.into(),
+            path: path.into(),
+            readonly: false,
+        }
     }
 
     #[test]
@@ -165,7 +272,7 @@ mod tests {
     #[test]
     fn what_cannot_run_is_refused() {
         type Change = fn(&mut TaskSpec);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 14] = [
             (|task| task.containers.clear(), "a task of 0 containers"),
             (
                 |task| task.containers.push(task.containers[0].clone()),
@@ -184,6 +291,59 @@ mod tests {
                 |task| task.containers[0].stop_signal = "SIGNOPE".into(),
                 "unknown signal",
             ),
+            (
+                |task| {
+                    task.containers[0].depends_on.push(Dependency {
+                        container: "db".into(),
+                        condition: Condition::Start,
+                    });
+                },
+                "depends on \"db\", which is not there",
+            ),
+            (
+                |task| {
+                    task.containers[0].depends_on.push(Dependency {
+                        container: "web".into(),
+                        condition: Condition::Start,
+                    });
+                },
+                "waits for itself",
+            ),
+            (
+                |task| task.containers[0].stop_timeout_ms = u64::MAX,
+                "more than 86400000",
+            ),
+            (
+                |task| {
+                    task.containers[0].health_check = Some(HealthCheck {
+                        argv: vec![],
+                        interval_ms: 1,
+                        timeout_ms: 1,
+                        retries: 1,
+                        start_period_ms: 0,
+                    });
+                },
+                "has no command",
+            ),
+            (
+                |task| task.containers[0].mounts.push(mount("other", "/a")),
+                "no volume of the task",
+            ),
+            (
+                |task| task.containers[0].mounts.push(mount("shared", "/a/../b")),
+                "no plain absolute path",
+            ),
+            (
+                |task| {
+                    task.containers[0].tmpfs.push(Tmpfs {
+                        path: "/".into(),
+                        bytes: 1,
+                        options: vec![],
+                    });
+                },
+                "no plain absolute path",
+            ),
+            (|task| task.volumes.push("../etc".into()), "volume name"),
         ];
         for (change, text) in changes {
             let message = check(&task(change)).unwrap_err().to_string();
