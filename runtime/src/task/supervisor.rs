@@ -384,11 +384,11 @@ impl Context {
             };
         }
         // Once it runs, a guest without a task is none that was started for it.
-        let hand_over = task.status == TaskStatus::Activating;
+        let secrets = std::mem::take(&mut holdings.secrets);
+        let hand_over = (task.status == TaskStatus::Activating).then_some(secrets);
         holdings.session = Some(Session::start(
             machine,
             spec,
-            std::mem::take(&mut holdings.secrets),
             hand_over,
             writers,
             Arc::clone(&self.clock),
