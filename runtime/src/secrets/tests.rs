@@ -1,6 +1,7 @@
 //! Sealing, the key file, and rotation cut off anywhere.
 
 mod life;
+mod races;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -379,41 +380,4 @@ async fn a_rotation_that_is_cut_off_anywhere_loses_nothing_and_is_ended_later() 
     std::fs::write(world.key_file(), first_keys).unwrap();
     let store = world.open().await;
     assert!(store.parameter_value("/p/0", None).await.is_err());
-}
-
-#[tokio::test]
-async fn values_that_are_put_during_a_rotation_stay_readable() {
-    let world = World::new();
-    let store = world.open().await;
-    for number in 0..20 {
-        store
-            .put_parameter(put(&format!("/{number}"), "0"))
-            .await
-            .unwrap();
-    }
-    let puts = async {
-        for round in 1..5 {
-            for number in 0..20 {
-                store
-                    .put_parameter(put(&format!("/{number}"), &round.to_string()))
-                    .await
-                    .unwrap();
-                assert_eq!(read(&store, &format!("/{number}")).await, round.to_string());
-            }
-        }
-    };
-    let rotations = async {
-        for _ in 0..5 {
-            store.rotate().await.unwrap();
-            assert_eq!(store.key_ids().len(), 1);
-        }
-    };
-    tokio::join!(puts, rotations);
-    for number in 0..20 {
-        let name = format!("/{number}");
-        for version in store.parameter_versions(&name).await.unwrap() {
-            let (_, value) = store.parameter_value(&name, Some(version)).await.unwrap();
-            assert_eq!(value.expose(), (version - 1).to_string());
-        }
-    }
 }
