@@ -6,7 +6,11 @@ use super::*;
 use crate::model::NameValue;
 use crate::model::parameter::ParameterType;
 use crate::model::secret::{SecretReference, SecretSource};
+use crate::model::task::ContainerStatus;
 use crate::secrets::{CreateSecret, NewValue, PutParameter, SecretBytes, SecretText};
+use crate::state::keys;
+use crate::store::Transaction;
+use crate::task::host::Host;
 
 fn secret(name: &str, source: SecretSource) -> SecretReference {
     SecretReference {
@@ -124,6 +128,30 @@ async fn secrets_reach_the_guest_and_no_file() {
     for clear in ["hunter2", "swordfish"] {
         assert_eq!(holds(clear), Vec::<PathBuf>::new());
     }
+}
+
+#[tokio::test]
+async fn a_daemon_that_starts_before_the_guest_has_its_task_looks_the_secrets_up_again() {
+    let world = World::new(b"", None);
+    let first = world.daemon().await;
+    put_secrets(&first).await;
+    let id = run_with_secrets(&first, vec![secret("A", parameter("password"))]).await;
+    let mut task = until(&first, &id, TaskStatus::Running).await;
+    // As it was stored when the first daemon ended before it had started a machine.
+    task.status = TaskStatus::Activating;
+    task.containers[0].status = ContainerStatus::Pending;
+    task.started_at = None;
+    let records = first.shared.context.records.clone();
+    drop(first);
+    world.host.remove_machine(&id).await.unwrap();
+    let stored = Transaction::default().put(keys::task(&id), &task).unwrap();
+    records.commit(stored).await.unwrap();
+    drop(records);
+    let second = world.daemon().await;
+    until(&second, &id, TaskStatus::Running).await;
+    let told = world.host.told.lock().unwrap().clone();
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[0].containers[0].env["A"], told[1].containers[0].env["A"]);
 }
 
 #[tokio::test]
