@@ -164,6 +164,9 @@ def test_a_task_gets_its_secrets_and_nobody_else_finds_them(running, images, tas
         f"unable to retrieve secrets from ssm: invalid parameters: {name}/secure"
     )
     assert container(stopped)["lastStatus"] == "STOPPED" and "pullStartedAt" not in stopped
+    command = running.berth("run", "--secret", f"KEY={arn}:password::", images.busybox, "true")
+    assert command.returncode == 125, command
+    assert b"because it was marked for deletion" in command.stderr, command.stderr
     manager.restore_secret(SecretId=arn)
     manager.delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
     assert refused(manager.describe_secret, SecretId=arn)["Code"] == "ResourceNotFoundException"
