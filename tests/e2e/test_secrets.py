@@ -132,6 +132,9 @@ def test_a_task_gets_its_secrets_and_nobody_else_finds_them(running, images, tas
     assert any("state.db" in path for path in found[marker.encode()]), f"the search finds nothing: {found}"
     for text in hidden:
         assert found[text.encode()] == [], f"{text} is in {found[text.encode()]}"
+    limits = Path(f"/proc/{running.process.pid}/limits").read_text().splitlines()
+    (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
+    assert core[4:6] == ["0", "0"], core
     described = tasks.ecs.describe_task_definition(taskDefinition=definition["taskDefinitionArn"])
     answers = repr([described, tasks.describe(task), ssm.describe_parameters(), manager.list_secrets()])
     answers += running.berth("secrets", "ls", check=True).stdout.decode()

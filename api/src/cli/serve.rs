@@ -188,6 +188,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_process_dumps_no_core() {
+        dump_no_core().unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        assert_eq!(
+            nix::sys::resource::getrlimit(Resource::RLIMIT_CORE).unwrap(),
+            (0, 0)
+        );
+    }
+
+    #[test]
     fn a_second_daemon_on_one_data_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let first = lock(dir.path()).unwrap();
