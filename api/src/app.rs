@@ -15,7 +15,7 @@ use crate::credentials::Credentials;
 use crate::error::ApiError;
 use crate::reply::Reply;
 use crate::server::{Answer, Handler};
-use crate::{berth, ecs, logs, other};
+use crate::{berth, ecs, logs, other, secretsmanager, ssm};
 
 /// What every operation has at hand.
 pub struct App {
@@ -42,6 +42,10 @@ impl App {
         match operation.service {
             Service::Ecs => ecs::call(self, &operation.name, body).await,
             Service::Logs => logs::call(self, &operation.name, body).await,
+            Service::Ssm => ssm::call(self.runtime.secrets(), &self.owner, &operation.name, body).await,
+            Service::SecretsManager => {
+                secretsmanager::call(self.runtime.secrets(), &self.owner, &operation.name, body).await
+            }
             Service::Berth => berth::call(self, &operation.name, body).await,
         }
     }
@@ -52,6 +56,8 @@ impl App {
 pub(crate) enum Service {
     Ecs,
     Logs,
+    Ssm,
+    SecretsManager,
     Berth,
 }
 
@@ -61,6 +67,8 @@ impl Service {
         match prefix {
             "AmazonEC2ContainerServiceV20141113" => Some(Service::Ecs),
             "Logs_20140328" => Some(Service::Logs),
+            "AmazonSSM" => Some(Service::Ssm),
+            "secretsmanager" => Some(Service::SecretsManager),
             "Berth_20261101" => Some(Service::Berth),
             _ => None,
         }
@@ -70,6 +78,8 @@ impl Service {
         match self {
             Service::Ecs => "ecs",
             Service::Logs => "logs",
+            Service::Ssm => "ssm",
+            Service::SecretsManager => "secretsmanager",
             Service::Berth => "berth",
         }
     }

@@ -80,6 +80,20 @@ impl Owner {
         format!("{}:log-stream:{stream}", self.log_group(group))
     }
 
+    pub fn parameter(&self, name: &str) -> String {
+        // A path has its slash already.
+        let name = name.strip_prefix('/').unwrap_or(name);
+        format!("arn:aws:ssm:{}:{}:parameter/{name}", self.region, self.account_id)
+    }
+
+    /// `resource` is a name and its suffix.
+    pub fn secret(&self, resource: &str) -> String {
+        format!(
+            "arn:aws:secretsmanager:{}:{}:secret:{resource}",
+            self.region, self.account_id
+        )
+    }
+
     /// The name of a cluster from its name or ARN.
     pub fn parse_cluster(&self, text: &str) -> Result<String, ApiError> {
         let name = match self.resource(text, "ecs")? {
@@ -172,7 +186,7 @@ impl Owner {
 
     /// The part of an ARN that names the resource; none if the text is no ARN. An ARN of another region, account or
     /// service is refused.
-    fn resource<'a>(&self, text: &'a str, service: &str) -> Result<Option<&'a str>, ApiError> {
+    pub(crate) fn resource<'a>(&self, text: &'a str, service: &str) -> Result<Option<&'a str>, ApiError> {
         if !text.starts_with("arn:") {
             return Ok(None);
         }

@@ -25,6 +25,39 @@ pub(crate) fn shape<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(shape)
 }
 
+/// Like [`shape`], for requests that carry secrets: the error names the member and repeats nothing of what it holds.
+pub(crate) fn secret_shape<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let no_object = || ApiError::Serialization("The request body is not a JSON object.".to_owned());
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(no_object());
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let shape = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        match error.inner().classify() {
+            Category::Data => {
+                let path: String = path.chars().take(MAX_MESSAGE_CHARS).collect();
+                ApiError::Serialization(format!("{path}: this member is of another type"))
+            }
+            _ => no_object(),
+        }
+    })?;
+    json.end().map_err(|_| no_object())?;
+    Ok(shape)
+}
+
+/// Declares shapes whose members are written like `ThisOne`; every member is optional, because each service answers a
+/// missing one with a text of its own.
+macro_rules! pascal_shapes {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$member_meta:meta])* $member:ident: $type:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, serde::Deserialize)]
+        #[serde(rename_all = "PascalCase", default)]
+        pub(crate) struct $name { $($(#[$member_meta])* pub(crate) $member: Option<$type>,)* }
+    )*};
+}
+pub(crate) use pascal_shapes;
+
 fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
     let text = match error.classify() {
@@ -105,6 +138,26 @@ mod tests {
     fn null_and_unknown_members_are_as_if_absent() {
         let outer: Outer = shape(br#" {"count":null,"other":{"a":[1]}} "#).unwrap();
         assert!(outer.count.is_none() && outer.list.is_none());
+    }
+
+    #[test]
+    fn the_error_of_a_secret_shape_repeats_nothing() {
+        for body in [
+            r#"{"count":"hunter2"}"#,
+            r#"{"list":["hunter2"]}"#,
+            r#"{"list":{"hunter2":1}}"#,
+            r#"["hunter2"]"#,
+            r#"{"count":1}hunter2"#,
+            r#"{"count":hunter2}"#,
+            "hunter2",
+        ] {
+            let error = secret_shape::<Outer>(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code(), "SerializationException");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        let error = secret_shape::<Outer>(br#"{"list":[{"name":1}]}"#).unwrap_err();
+        assert_eq!(error.to_string(), "list[0].name: this member is of another type");
+        assert_eq!(secret_shape::<Outer>(br#" {"count":1} "#).unwrap().count, Some(1));
     }
 
     proptest! {

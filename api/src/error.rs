@@ -29,6 +29,9 @@ pub enum ApiError {
     InvalidOperation(String),
     #[error("{0}")]
     Validation(String),
+    /// An error that one service alone has.
+    #[error("{message}")]
+    Service { code: &'static str, message: String },
     #[error("{0}")]
     UnknownOperation(String),
     #[error("{0}")]
@@ -57,6 +60,12 @@ impl ApiError {
         ApiError::Server
     }
 
+    /// An error that one service alone has.
+    pub(crate) fn of_service(code: &'static str, message: impl Into<String>) -> ApiError {
+        let message = message.into();
+        ApiError::Service { code, message }
+    }
+
     /// `__type` of the answer.
     pub fn code(&self) -> &'static str {
         match self {
@@ -70,6 +79,7 @@ impl ApiError {
             ApiError::ResourceNotFound(_) => "ResourceNotFoundException",
             ApiError::InvalidOperation(_) => "InvalidOperationException",
             ApiError::Validation(_) => "ValidationException",
+            ApiError::Service { code, .. } => code,
             ApiError::UnknownOperation(_) => "UnknownOperationException",
             ApiError::Serialization(_) => "SerializationException",
             ApiError::MissingAuthenticationToken => "MissingAuthenticationTokenException",

@@ -1,7 +1,7 @@
 //! berth-api: the HTTP server that AWS's clients talk to, and the `berth` command.
 //!
 //! A request goes through [`server`] (connections, limits), [`auth`] (whose it is), `app` (which service) and then
-//! `ecs`, `logs` or `berth`, each of which decodes, asks the [`berth_runtime::Runtime`], and encodes. ARNs, HTTP and
+//! `ecs`, `logs`, `ssm`, `secretsmanager` or `berth`, each of which decodes, asks the [`berth_runtime::Runtime`], and encodes. ARNs, HTTP and
 //! AWS's names of errors live here and nowhere else; what a task is, and all state, lives in the runtime.
 
 pub mod app;
@@ -18,7 +18,9 @@ mod operations;
 mod other;
 mod page;
 pub mod reply;
+mod secretsmanager;
 pub mod server;
+mod ssm;
 
 pub use app::App;
 pub use credentials::Credentials;

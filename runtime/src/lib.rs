@@ -12,6 +12,7 @@ mod metering;
 pub mod model;
 pub mod network;
 pub mod runtime;
+pub mod secrets;
 mod state;
 mod store;
 mod task;

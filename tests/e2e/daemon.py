@@ -181,13 +181,13 @@ class Daemon:
         assert not check or done.returncode == 0, f"aws {arguments} failed: {done.stdout}{done.stderr}"
         return done.stdout if check else done
 
-    def berth(self, *arguments, timeout=400, check=False, **options):
-        """The berth CLI; returns what subprocess.run does, with bytes."""
+    def berth(self, *arguments, timeout=400, check=False, input=b"", **options):
+        """The berth CLI, which reads `input`; returns what subprocess.run does, with bytes."""
         done = subprocess.run(
             [product.BERTH, *arguments],
             capture_output=True,
             env=self.environment(),
-            stdin=subprocess.DEVNULL,
+            input=input,
             timeout=timeout,
             **options,
         )

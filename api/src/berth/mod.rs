@@ -10,6 +10,8 @@
 //! | `PauseTask`, `ResumeTask` | `task` | `task` as DescribeTasks shows it; a paused one has the attribute `berth.paused-at` |
 //! | `GetMachineMetrics` | `task` | `metrics`: what the task's machine counts (names and units in [`metrics`]); or null |
 //! | `ExecuteCommand` | `task`, `container?`, `command`, `environment?`, `terminal?` (`columns`, `rows`), with the header `Upgrade: berth-command` | status 101, then the frames of `berth_protocol::exec` |
+//! | `RotateSecretKeys` | | `key`: the new key's id; `values`: how many values were sealed anew with it |
+//! | `DescribeSecretKeys` | | `keys`: ids of the keys that are live, oldest first; more than one while a rotation is not ended |
 //! | `GetVersion` | | `version` |
 //! | `DescribeNetworks` | | `vpcs`, `subnets`, `securityGroups`, `dnsServers` |
 //!
@@ -22,6 +24,7 @@ mod bill;
 mod exec;
 mod metrics;
 mod network;
+mod secrets;
 
 use std::time::Duration;
 
@@ -63,6 +66,8 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "GetMachineMetrics" => metrics::get(app, shape(body)?).await,
         "PauseTask" => pause(app, shape(body)?).await,
         "ResumeTask" => resume(app, shape(body)?).await,
+        "RotateSecretKeys" => secrets::rotate(app).await,
+        "DescribeSecretKeys" => Ok(secrets::keys(app)),
         "GetVersion" => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
         "DescribeNetworks" => network::describe(app).await,
         other => {

@@ -49,6 +49,8 @@ pub(super) struct Connection {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Service {
     Ecs,
+    Ssm,
+    SecretsManager,
     Berth,
 }
 
@@ -56,6 +58,8 @@ impl Service {
     fn target_prefix(self) -> &'static str {
         match self {
             Service::Ecs => "AmazonEC2ContainerServiceV20141113",
+            Service::Ssm => "AmazonSSM",
+            Service::SecretsManager => "secretsmanager",
             Service::Berth => "Berth_20261101",
         }
     }
@@ -64,6 +68,8 @@ impl Service {
     fn signing_name(self) -> &'static str {
         match self {
             Service::Ecs => "ecs",
+            Service::Ssm => "ssm",
+            Service::SecretsManager => "secretsmanager",
             Service::Berth => "berth",
         }
     }

@@ -15,6 +15,7 @@ mod pause;
 mod progress;
 mod ps;
 mod run;
+mod secrets;
 mod serve;
 mod stop;
 mod table;
@@ -78,6 +79,8 @@ enum Command {
     Networks(networks::NetworksArgs),
     /// Show what a task's machine counts: bytes, operations, exits, time to start
     Metrics(metrics::MetricsArgs),
+    /// List parameters and secrets, put a SecureString, rotate the keys they are sealed with
+    Secrets(secrets::SecretsArgs),
     /// Show what tasks cost
     Bill(bill::BillArgs),
     /// Check whether this machine can run tasks, and say what to do if not
@@ -117,6 +120,7 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Describe(args) => describe::describe(args).await.map(|()| 0),
         Command::Networks(args) => networks::networks(args).await.map(|()| 0),
         Command::Metrics(args) => metrics::metrics(args).await.map(|()| 0),
+        Command::Secrets(args) => secrets::secrets(args).await.map(|()| 0),
         Command::Bill(args) => bill::bill(args).await.map(|()| 0),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Version => {

@@ -28,6 +28,7 @@ Ctrl-C stops the task; a second Ctrl-C leaves without waiting for its end.
 Examples:
   berth run busybox echo hello
   berth run -e GREETING=hi --cpu 1024 --memory 2048 busybox sh -c 'echo $GREETING'
+  berth run --secret DB_PASSWORD=/web/db-password myapp    # see berth secrets --help
   berth run -d --name web nginx              # prints the task id
   berth run --rm busybox sh -c 'exit 7'; echo $?")]
 pub(super) struct RunArgs {

@@ -12,6 +12,8 @@ use anyhow::Context;
 use berth_runtime::{Isolation, Runtime, RuntimeConfig, UserRange};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::prctl::set_dumpable;
+use nix::sys::resource::{Resource, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -67,6 +69,7 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     log_to_stderr()?;
+    dump_no_core()?;
     // Before anything is made: a host that cannot run tasks is left as it was.
     kvm::open()?;
     let files = args.guest.files()?;
@@ -116,6 +119,13 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     output::print(&format!("berth: listening on http://{address}\n"))?;
     crate::server::serve(listener, app, shutdown).await;
     Ok(())
+}
+
+/// The daemon's memory holds keys, secrets and passwords of registries: none of it is to be found in a file.
+fn dump_no_core() -> anyhow::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+        .and_then(|()| set_dumpable(false))
+        .context("cannot forbid core dumps")
 }
 
 /// To stderr, as much as `RUST_LOG` says.
@@ -176,6 +186,16 @@ fn lock(data_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_process_dumps_no_core() {
+        dump_no_core().unwrap();
+        assert!(!nix::sys::prctl::get_dumpable().unwrap());
+        assert_eq!(
+            nix::sys::resource::getrlimit(Resource::RLIMIT_CORE).unwrap(),
+            (0, 0)
+        );
+    }
 
     #[test]
     fn a_second_daemon_on_one_data_directory_is_refused() {

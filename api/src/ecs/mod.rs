@@ -2,7 +2,7 @@
 
 mod cluster;
 mod definition;
-mod shapes;
+pub(crate) mod shapes;
 pub(crate) mod task;
 pub(crate) mod values;
 

@@ -86,7 +86,7 @@ shapes! {
         mount_points: Vec<MountPointShape>,
         volumes_from: Vec<VolumeFromShape>,
         linux_parameters: LinuxParameters,
-        secrets: Value,
+        secrets: Vec<SecretShape>,
         depends_on: Vec<DependsOn>,
         start_timeout: i32,
         stop_timeout: i32,
@@ -120,6 +120,7 @@ shapes! {
         app_protocol: String,
         container_port_range: String,
     }
+    SecretShape { name: String, value_from: String, }
     RestartPolicy { enabled: bool, ignored_exit_codes: Vec<i32>, restart_attempt_period: i32, }
     HealthCheckShape { command: Vec<String>, interval: i32, timeout: i32, retries: i32, start_period: i32, }
     MountPointShape { source_volume: String, container_path: String, read_only: bool, }

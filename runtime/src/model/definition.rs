@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::secret::SecretReference;
 use super::{NameValue, Tag, Timestamp};
 
 /// Default ephemeral storage of a task in GiB.
@@ -79,6 +80,9 @@ pub struct ContainerDefinition {
     pub entry_point: Option<Vec<String>>,
     pub command: Option<Vec<String>>,
     pub environment: Vec<NameValue>,
+    /// More environment, whose values are looked up when the task starts.
+    #[serde(default)]
+    pub secrets: Vec<SecretReference>,
     pub working_directory: Option<String>,
     pub user: Option<String>,
     pub readonly_root_filesystem: bool,

@@ -6,6 +6,8 @@ pub mod cluster;
 pub mod definition;
 pub mod log;
 pub mod network;
+pub mod parameter;
+pub mod secret;
 pub mod task;
 
 use serde::{Deserialize, Serialize};

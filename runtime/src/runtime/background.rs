@@ -1,5 +1,5 @@
-//! What goes on beside the tasks: the heartbeat, which bounds what a power cut can lose of the ledger, and forgetting
-//! tasks that stopped long ago.
+//! What goes on beside the tasks: the heartbeat, which bounds what a power cut can lose of the ledger, forgetting
+//! tasks that stopped long ago, and secrets whose recovery window is over.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -32,10 +32,19 @@ impl Runtime {
         Ok(())
     }
 
-    /// Forgets stopped tasks and client tokens whose time is over. Ledger lines and log streams stay.
+    /// Ends what is left of a rotation, and forgets secrets, stopped tasks and client tokens whose time is over. Ledger lines and log streams stay.
     async fn sweep(&self) -> Result<(), RuntimeError> {
         let context = &self.shared.context;
         let now = context.clock.now();
+        // What is wrong with a secret keeps nothing else from being done.
+        for done in [
+            context.secrets.finish_rotation().await,
+            context.secrets.sweep().await,
+        ] {
+            if let Err(error) = done {
+                tracing::error!(%error, "parameters and secrets cannot be looked after");
+            }
+        }
         let kept = u64::try_from(self.shared.settings.stopped_task_retention.as_millis()).unwrap_or(u64::MAX);
         for task in context.records.list::<Task>(keys::TASKS).await? {
             let task = task.value;

@@ -25,6 +25,7 @@ use crate::metering::{PriceError, PriceList};
 use crate::model::Tag;
 use crate::model::definition::DefinitionId;
 use crate::model::task::{Overrides, Task, TaskId, TaskStatus};
+use crate::secrets::{SecretError, SecretStore};
 use crate::store::{Record, StoreError};
 use crate::task::host::HostError;
 use crate::task::supervisor::{Context, Request, supervise};
@@ -108,6 +109,12 @@ impl From<HostError> for RuntimeError {
     }
 }
 
+impl From<SecretError> for RuntimeError {
+    fn from(error: SecretError) -> RuntimeError {
+        RuntimeError::Internal(error.to_string())
+    }
+}
+
 impl From<PriceError> for RuntimeError {
     fn from(error: PriceError) -> RuntimeError {
         RuntimeError::Internal(error.to_string())
@@ -181,6 +188,11 @@ struct Settings {
 }
 
 impl Runtime {
+    /// Parameters and secrets.
+    pub fn secrets(&self) -> &SecretStore {
+        &self.shared.context.secrets
+    }
+
     /// Starts the supervisor of a task that is stored and not stopped.
     fn supervise(&self, record: Record<Task>, resumed: bool) {
         let (sender, inbox) = mpsc::unbounded_channel();

@@ -2,7 +2,7 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::{Runtime, RuntimeConfig, RuntimeError, Settings, Shared};
@@ -17,6 +17,7 @@ use crate::model::cluster::{Cluster, ClusterStatus, DEFAULT_CLUSTER};
 use crate::model::network::{SecurityGroup, Subnet, Vpc};
 use crate::model::task::{Task, TaskStatus};
 use crate::network::{Network, NetworkOptions, SecurityGroupSpec, SubnetSpec, VpcSpec};
+use crate::secrets::{KEY_FILE, SecretStore};
 use crate::state::keys;
 use crate::store::{Record, Records, SqliteStore, StoreError, Transaction};
 use crate::task::host::Host;
@@ -32,6 +33,8 @@ pub(super) struct Parts {
     pub records: Records,
     pub host: Arc<dyn Host>,
     pub outputs: Outputs,
+    /// Where the keys of the secrets are.
+    pub key_file: PathBuf,
     pub clock: Arc<dyn Clock>,
     pub prices: PriceList,
     pub region: String,
@@ -91,6 +94,7 @@ impl Runtime {
             records,
             host,
             outputs: Outputs::open(&dir.join("logs"))?,
+            key_file: dir.join(KEY_FILE),
             clock,
             prices: price_list(dir)?,
             region: config.region,
@@ -106,8 +110,11 @@ impl Runtime {
     /// Puts a runtime together and takes up every task that is not stopped.
     pub(super) async fn assemble(parts: Parts) -> Result<Runtime, RuntimeError> {
         let heartbeat = parts.records.get::<Timestamp>(keys::HEARTBEAT).await?;
+        let secrets =
+            SecretStore::open(parts.records.clone(), Arc::clone(&parts.clock), parts.key_file).await?;
         let context = Context {
             records: parts.records,
+            secrets: Arc::new(secrets),
             host: parts.host,
             outputs: Arc::new(parts.outputs),
             clock: parts.clock,

@@ -1,5 +1,7 @@
 //! Whole tasks on a simulated host: states, ledger, logs and what a crash of the daemon leaves of them.
 
+mod secrets;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +46,7 @@ impl World {
             records,
             host: Arc::clone(&self.host) as _,
             outputs: Outputs::open(&self.dir.path().join("logs")).unwrap(),
+            key_file: self.dir.path().join("secrets.keys"),
             clock: Arc::clone(&self.clock) as _,
             prices: PriceList::built_in().unwrap(),
             region: "us-east-1".into(),
@@ -78,6 +81,7 @@ fn definition() -> DefinitionSpec {
             entry_point: None,
             command: None,
             environment: vec![],
+            secrets: vec![],
             working_directory: None,
             user: None,
             readonly_root_filesystem: false,

@@ -18,6 +18,8 @@ pub const SECURITY_GROUPS: &str = "security-group/";
 pub const LOG_GROUPS: &str = "log-group/";
 pub const LOG_STREAMS: &str = "log-stream/";
 pub const CLIENT_TOKENS: &str = "client-token/";
+pub const PARAMETERS: &str = "parameter/";
+pub const SECRETS: &str = "secret/";
 /// When the daemon was last alive.
 pub const HEARTBEAT: &str = "heartbeat";
 
@@ -72,4 +74,25 @@ pub fn log_streams_of(group: &str) -> String {
 }
 pub fn client_token(cluster: &str, token: &str) -> String {
     format!("{CLIENT_TOKENS}{cluster}{SEPARATOR}{token}")
+}
+pub fn parameter(name: &str) -> String {
+    format!("{PARAMETERS}{name}")
+}
+/// The sealed value of a version.
+pub fn sealed_parameter(name: &str, version: u64) -> String {
+    // Twenty digits keep versions in order.
+    format!("{}{version:020}", sealed_parameters_of(name))
+}
+pub fn sealed_parameters_of(name: &str) -> String {
+    format!("sealed/parameter/{name}{SEPARATOR}")
+}
+pub fn secret(name: &str) -> String {
+    format!("{SECRETS}{name}")
+}
+/// The sealed value of a version of the secret with this name and suffix.
+pub fn sealed_secret(resource: &str, version: &str) -> String {
+    format!("{}{version}", sealed_secrets_of(resource))
+}
+pub fn sealed_secrets_of(resource: &str) -> String {
+    format!("sealed/secret/{resource}{SEPARATOR}")
 }

@@ -2,6 +2,7 @@
 
 pub mod host;
 pub(crate) mod lifecycle;
+pub(crate) mod secrets;
 pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod simulated;

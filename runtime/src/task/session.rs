@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::host::{GuestStream, HostError, Machine};
 use super::lifecycle::Event;
+use super::secrets::TaskSecrets;
 use crate::clock::Clock;
 use crate::logs::OutputWriter;
 use crate::model::Timestamp;
@@ -51,12 +52,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// With `hand_over`, a guest that has no task yet is given `task`. `writers` holds one per container, by name.
-    /// Events go to `events`, the last of which is `MachineEnded`.
+    /// With `hand_over`, a guest that has no task yet is given `task` and these secrets. `writers` holds one per container,
+    /// by name. Events go to `events`, the last of which is `MachineEnded`.
     pub fn start(
         machine: Arc<dyn Machine>,
         task: TaskSpec,
-        hand_over: bool,
+        hand_over: Option<TaskSecrets>,
         writers: BTreeMap<String, OutputWriter>,
         clock: Arc<dyn Clock>,
         last_seen: Option<Timestamp>,
@@ -156,7 +157,7 @@ impl Container {
 
 struct Worker {
     task: TaskSpec,
-    hand_over: bool,
+    hand_over: Option<TaskSecrets>,
     containers: BTreeMap<String, Container>,
     clock: Arc<dyn Clock>,
     /// When an earlier daemon last followed this task, and since when this one does.
@@ -206,17 +207,10 @@ impl Worker {
         let mut buffer = vec![0; READ_BYTES];
         self.say_hello(stream).await?;
         let hello = tokio::time::timeout(HELLO_TIMEOUT, read_hello(stream, &mut decoder, &mut buffer));
-        let has_task = self.hear_hello(hello.await.map_err(|_| Broken::Silent)??)?;
-        if !has_task {
-            send(
-                stream,
-                &ToGuest::Run {
-                    task: Box::new(self.task.clone()),
-                    unix_ms: self.clock.now().0,
-                    seed: rand::random(),
-                },
-            )
-            .await?;
+        if let Some(secrets) = self.hear_hello(hello.await.map_err(|_| Broken::Silent)??)? {
+            let run = secrets.run_message(&self.task, self.clock.now().0, rand::random())?;
+            drop(secrets);
+            stream.write_all(&run).await?;
         }
         let mut said = Wanted::default();
         loop {
@@ -261,8 +255,8 @@ impl Worker {
         .await
     }
 
-    /// Whether the guest has its task. Any process in the guest can connect; only its init knows the session.
-    fn hear_hello(&mut self, hello: ToHost) -> Result<bool, Broken> {
+    /// What a guest without its task gets with it. Any process in the guest can connect; only its init knows the session.
+    fn hear_hello(&mut self, hello: ToHost) -> Result<Option<TaskSecrets>, Broken> {
         let ToHost::Hello {
             version,
             session,
@@ -275,19 +269,19 @@ impl Worker {
         if version != berth_protocol::PROTOCOL_VERSION {
             return Err(Broken::Version(version));
         }
-        let fresh = session.is_none() && self.hand_over;
+        let fresh = session.is_none() && self.hand_over.is_some();
         if !fresh && session.as_ref() != Some(&self.task.session) {
             return Err(Broken::Stranger);
         }
         // A guest is given its task once.
-        self.hand_over = false;
+        let secrets = self.hand_over.take();
         if fresh {
-            return Ok(false);
+            return Ok(secrets);
         }
         for status in containers {
             self.hear_status(status)?;
         }
-        Ok(true)
+        Ok(None)
     }
 
     async fn say_wanted(

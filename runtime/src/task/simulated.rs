@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_protocol::frame::{Decoder, Frame, encode_message, encode_output};
-use berth_protocol::message::{ContainerState, ContainerStatus, Health, Stream, ToGuest, ToHost};
+use berth_protocol::message::{ContainerState, ContainerStatus, Health, Stream, TaskSpec, ToGuest, ToHost};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +35,8 @@ struct State {
 pub(crate) struct SimulatedHost {
     pub script: Script,
     pub pull_error: Option<String>,
+    /// The tasks that guests were given.
+    pub told: Arc<Mutex<Vec<TaskSpec>>>,
     state: Mutex<State>,
 }
 
@@ -43,6 +45,7 @@ impl SimulatedHost {
         SimulatedHost {
             script,
             pull_error: None,
+            told: Arc::default(),
             state: Mutex::default(),
         }
     }
@@ -109,7 +112,7 @@ impl Host for SimulatedHost {
     }
 
     fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>> {
-        let machine = SimulatedMachine::boot(self.script.clone());
+        let machine = SimulatedMachine::boot(self.script.clone(), Arc::clone(&self.told));
         self.state
             .lock()
             .unwrap()
@@ -168,7 +171,7 @@ struct SimulatedMachine {
 }
 
 impl SimulatedMachine {
-    fn boot(script: Script) -> Arc<SimulatedMachine> {
+    fn boot(script: Script, told: Arc<Mutex<Vec<TaskSpec>>>) -> Arc<SimulatedMachine> {
         let (connect, connections) = mpsc::channel(1);
         let machine = Arc::new(SimulatedMachine {
             connections: tokio::sync::Mutex::new(connections),
@@ -179,7 +182,7 @@ impl SimulatedMachine {
         tokio::spawn(async move {
             let mut unplugged = ended.subscribe();
             tokio::select! {
-                () = Guest::new(script).run(connect) => { ended.send_replace(Some(end("the guest powered off"))); }
+                () = Guest::new(script, told).run(connect) => { ended.send_replace(Some(end("the guest powered off"))); }
                 _ = unplugged.wait_for(Option::is_some) => {}
             }
         });
@@ -233,6 +236,7 @@ impl Machine for SimulatedMachine {
 /// A guest with one container.
 struct Guest {
     script: Script,
+    told: Arc<Mutex<Vec<TaskSpec>>>,
     container: Option<String>,
     session: Option<String>,
     state: Option<ContainerState>,
@@ -240,9 +244,10 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(script: Script) -> Guest {
+    fn new(script: Script, told: Arc<Mutex<Vec<TaskSpec>>>) -> Guest {
         Guest {
             script,
+            told,
             container: None,
             session: None,
             state: None,
@@ -304,6 +309,7 @@ impl Guest {
                         }
                     }
                     ToGuest::Run { task, .. } => {
+                        self.told.lock().unwrap().push(*task.clone());
                         self.container = Some(task.containers[0].name.clone());
                         self.session = Some(task.session.clone());
                         self.change(

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
 use super::lifecycle::{self, Action, Event};
+use super::secrets::TaskSecrets;
 use super::session::Session;
 use super::spec::{self, NetworkFacts, Prepared};
 use crate::clock::Clock;
@@ -22,6 +23,7 @@ use crate::model::definition::{ContainerDefinition, DEFAULT_STOP_TIMEOUT_S, Task
 use crate::model::network::Subnet;
 use crate::model::task::{StopCause, Task, TaskId, TaskStatus};
 use crate::runtime::PullStatus;
+use crate::secrets::SecretStore;
 use crate::state::keys;
 use crate::store::{Record, Records, StoreError, Transaction};
 
@@ -37,6 +39,7 @@ pub struct Context {
     pub records: Records,
     pub host: Arc<dyn Host>,
     pub outputs: Arc<Outputs>,
+    pub secrets: Arc<SecretStore>,
     pub clock: Arc<dyn Clock>,
     pub region: String,
     /// When an earlier daemon was last seen alive.
@@ -70,6 +73,8 @@ impl From<Wish> for Event {
 struct Holdings {
     tap: Option<OwnedFd>,
     session: Option<Session>,
+    /// Until the session has them.
+    secrets: TaskSecrets,
     /// This supervisor took the task over from an earlier daemon and has not found its machine yet.
     resumed: bool,
 }
@@ -89,6 +94,7 @@ pub async fn supervise(
     let mut holdings = Holdings {
         tap: None,
         session: None,
+        secrets: TaskSecrets::default(),
         resumed,
     };
     while let Some(action) = lifecycle::action(&task) {
@@ -167,14 +173,12 @@ impl Context {
         events: &mpsc::UnboundedSender<Event>,
     ) -> Option<Event> {
         match action {
-            Action::AttachNetwork => Some(match self.host.attach_network(&task.eni).await {
+            Action::AttachNetwork => Some(match self.attach_network(task).await {
                 Ok(tap) => {
                     holdings.tap = tap;
                     Event::NetworkAttached
                 }
-                Err(error) => Event::Failed {
-                    reason: format!("ResourceInitializationError: {error}"),
-                },
+                Err(error) => failed_start(&error),
             }),
             Action::PullImages => Some(match self.pull_images(task).await {
                 Ok(digests) => Event::ImagesPulled { digests },
@@ -203,6 +207,12 @@ impl Context {
                 Some(Event::Released)
             }
         }
+    }
+
+    async fn attach_network(&self, task: &Task) -> Result<Option<OwnedFd>, HostError> {
+        // A task that will not have its secrets is not begun, and not billed.
+        self.secrets_of(task).await?;
+        self.host.attach_network(&task.eni).await
     }
 
     async fn pull_images(&self, task: &Task) -> Result<BTreeMap<String, String>, HostError> {
@@ -255,6 +265,13 @@ impl Context {
     ) -> Option<Event> {
         if let Some(session) = &holdings.session {
             return self.resume(task, session.machine()).await;
+        }
+        // Once it runs, its guest has them.
+        if task.status == TaskStatus::Activating {
+            match self.secrets_of(task).await {
+                Ok(secrets) => holdings.secrets = secrets,
+                Err(error) => return Some(failed_start(&error)),
+            }
         }
         let found = match self.host.find_machine(&task.id).await {
             Ok(found) => found,
@@ -367,7 +384,8 @@ impl Context {
             };
         }
         // Once it runs, a guest without a task is none that was started for it.
-        let hand_over = task.status == TaskStatus::Activating;
+        let secrets = std::mem::take(&mut holdings.secrets);
+        let hand_over = (task.status == TaskStatus::Activating).then_some(secrets);
         holdings.session = Some(Session::start(
             machine,
             spec,

@@ -13,6 +13,8 @@ use crate::cli::client::{Client, ClientError, Service};
 const DIGEST_TAG: &str = "berth:run-digest";
 /// Longest family name is 255; this leaves room for the prefix.
 const MAX_NAME: usize = 200;
+/// ECS wants a role of a definition with secrets. Nobody is asked for it here: the daemon looks them up itself.
+const EXECUTION_ROLE: &str = "arn:aws:iam::000000000000:role/berth-run";
 
 #[derive(Args)]
 pub(super) struct DefinitionArgs {
@@ -28,6 +30,9 @@ pub(super) struct DefinitionArgs {
     /// A file of NAME=VALUE lines; -e goes before it
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// An environment variable whose value is a parameter or a secret, named or by its ARN, as in `valueFrom` of ECS
+    #[arg(long = "secret", value_name = "NAME=FROM")]
+    secrets: Vec<String>,
     /// The task definition's family; made from the image's name if not given
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -48,6 +53,10 @@ pub(super) enum DefinitionError {
     EnvFileLine { path: PathBuf, line: usize },
     #[error("the environment variable {0:?} has no name; write -e NAME=VALUE")]
     NoName(String),
+    #[error(
+        "the secret {0:?} is not of the form NAME=FROM; write for example --secret DB_PASSWORD=/web/db-password"
+    )]
+    Secret(String),
     #[error("the environment variable {0} is not set here; write -e {0}=VALUE")]
     NotSet(String),
     #[error("RegisterTaskDefinition answered without an ARN; is the daemon of another version?")]
@@ -89,14 +98,32 @@ impl DefinitionArgs {
         if !self.command.is_empty() {
             container["command"] = json!(self.command);
         }
-        Ok(json!({
+        let secrets = self.secrets()?;
+        if !secrets.is_empty() {
+            container["secrets"] = json!(secrets);
+        }
+        let mut definition = json!({
             "family": family,
             "networkMode": "awsvpc",
             "requiresCompatibilities": ["FARGATE"],
             "cpu": self.cpu,
             "memory": self.memory,
             "containerDefinitions": [container],
-        }))
+        });
+        if !self.secrets.is_empty() {
+            definition["executionRoleArn"] = json!(EXECUTION_ROLE);
+        }
+        Ok(definition)
+    }
+
+    fn secrets(&self) -> Result<Vec<Value>, DefinitionError> {
+        let secret = |given: &String| match given.split_once('=') {
+            Some((name, from)) if !name.is_empty() && !from.is_empty() => {
+                Ok(json!({"name": name, "valueFrom": from}))
+            }
+            _ => Err(DefinitionError::Secret(given.clone())),
+        };
+        self.secrets.iter().map(secret).collect()
     }
 
     /// `-e` before the files, and of one name the first.
@@ -228,6 +255,22 @@ mod tests {
             json!({"name": "B", "value": "x=y"}),
         ];
         assert_eq!(args.environment().unwrap(), expected);
+    }
+
+    #[test]
+    fn secrets_are_named_and_not_looked_up_here() {
+        let args = parse(&["--secret", "A=/a/b", "--secret", "B=arn:aws:x=y", "i"]);
+        let definition = args.definition("f").unwrap();
+        assert_eq!(
+            definition["containerDefinitions"][0]["secrets"],
+            json!([{"name": "A", "valueFrom": "/a/b"}, {"name": "B", "valueFrom": "arn:aws:x=y"}])
+        );
+        assert!(definition["executionRoleArn"].is_string());
+        assert!(parse(&["i"]).definition("f").unwrap()["executionRoleArn"].is_null());
+        for bad in ["A", "=x", "A="] {
+            let refused = parse(&["--secret", bad, "i"]).definition("f");
+            assert!(matches!(refused, Err(DefinitionError::Secret(_))), "{bad}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whether one container of a task definition can be registered. Pure.
 
 use super::validate::{not_on_fargate, refuse, unsupported, unsupported_value};
-use super::{log_driver, relations};
+use super::{log_driver, relations, secrets};
 use crate::arn::is_name;
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{
@@ -82,6 +82,7 @@ pub(super) fn name_and_image(container: &ContainerShape, errors: &mut Vec<String
 pub(super) fn errors(container: &ContainerShape, task: &Task<'_>, errors: &mut Vec<String>) {
     let name = container.name.as_deref().unwrap_or_default();
     refused_on_fargate(container, errors);
+    secrets::errors(container, task, errors);
     needs_of_others(container, task.input, errors);
     not_yet(container, errors);
     resources(container, name, task, errors);
@@ -128,19 +129,12 @@ fn refused_on_fargate(container: &ContainerShape, errors: &mut Vec<String>) {
 
 /// Members that name something else of the definition.
 fn needs_of_others(container: &ContainerShape, input: &RegisterTaskDefinition, errors: &mut Vec<String>) {
-    if !says_nothing(&container.secrets) && input.execution_role_arn.is_none() {
-        errors.push(
-            "When you are specifying container secrets, you must also specify a value for 'executionRoleArn'"
-                .to_owned(),
-        );
-    }
     relations::errors(container, input, errors);
 }
 
 fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
     refuse(
         &[
-            ("secrets", &container.secrets),
             ("repositoryCredentials", &container.repository_credentials),
             ("environmentFiles", &container.environment_files),
             ("systemControls", &container.system_controls),

@@ -5,7 +5,7 @@ use berth_runtime::model::definition::{
 };
 
 use super::size::{parse_cpu, parse_memory};
-use super::{relations, validate};
+use super::{relations, secrets, validate};
 use crate::ecs::shapes::{
     ContainerShape, LogConfigurationShape, PortMappingShape, RegisterTaskDefinition, UlimitShape,
 };
@@ -68,6 +68,7 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
         entry_point: input.entry_point.clone().filter(|words| !words.is_empty()),
         command: input.command.clone().filter(|words| !words.is_empty()),
         environment: name_values(input.environment.as_deref()),
+        secrets: secrets::references(input.secrets.as_deref())?,
         working_directory: input
             .working_directory
             .clone()

@@ -1,6 +1,7 @@
 //! A task definition as DescribeTaskDefinition shows it. Pure.
 
 use berth_runtime::model::definition::{ContainerDefinition, DefinitionStatus, PortMapping, TaskDefinition};
+use berth_runtime::model::secret::SecretSource;
 use serde_json::{Map, Value, json};
 
 use super::relations;
@@ -99,6 +100,18 @@ fn compatibilities(definition: &TaskDefinition) -> Value {
 fn required_attributes(definition: &TaskDefinition) -> Value {
     let spec = &definition.spec;
     let logs = spec.containers.iter().any(|container| container.log.is_some());
+    let sources: Vec<&SecretSource> = spec
+        .containers
+        .iter()
+        .flat_map(|container| &container.secrets)
+        .map(|secret| &secret.source)
+        .collect();
+    let of_ssm = sources
+        .iter()
+        .any(|source| matches!(source, SecretSource::Parameter { .. }));
+    let of_asm = sources
+        .iter()
+        .any(|source| matches!(source, SecretSource::Secret { .. }));
     let wanted = [
         ("com.amazonaws.ecs.capability.docker-remote-api.1.18", true),
         ("com.amazonaws.ecs.capability.docker-remote-api.1.19", logs),
@@ -108,6 +121,8 @@ fn required_attributes(definition: &TaskDefinition) -> Value {
             spec.task_role_arn.is_some(),
         ),
         ("ecs.capability.execution-role-awslogs", logs),
+        ("ecs.capability.secrets.asm.environment-variables", of_asm),
+        ("ecs.capability.secrets.ssm.environment-variables", of_ssm),
         ("ecs.capability.task-eni", true),
     ];
     wanted
@@ -131,6 +146,13 @@ fn container(container: &ContainerDefinition) -> Value {
         &mut shape,
         "environment",
         Some(name_values_json(&container.environment)),
+    );
+    let secrets = container.secrets.iter();
+    let secrets = secrets.map(|secret| json!({ "name": secret.name, "valueFrom": secret.value_from }));
+    put(
+        &mut shape,
+        "secrets",
+        (!container.secrets.is_empty()).then(|| secrets.collect::<Vec<_>>()),
     );
     relations::encode(container, &mut shape);
     put(&mut shape, "systemControls", Some(json!([])));

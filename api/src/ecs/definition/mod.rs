@@ -5,6 +5,7 @@ mod decode;
 pub(crate) mod encode;
 mod log_driver;
 mod relations;
+mod secrets;
 pub(crate) mod size;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub(super) async fn register(
         )));
     }
     let spec = decode::spec(&input, &app.owner.region)?;
+    secrets::check_account(&spec, &app.owner)?;
     let tags = tags(input.tags.as_deref())?;
     let family = input.family.unwrap_or_default();
     let registered = app.runtime.register(&family, spec, tags, &app.owner.root()).await;

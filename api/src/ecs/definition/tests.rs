@@ -1,5 +1,7 @@
 //! Task definitions: what is refused, with which words, and that what is taken is shown again as it was.
 
+mod secrets;
+
 use berth_runtime::model::Timestamp;
 use berth_runtime::model::definition::{DefinitionId, DefinitionStatus, TaskDefinition};
 use proptest::prelude::*;
@@ -493,6 +495,10 @@ fn full() -> Value {
             "ulimits": [{ "name": "nofile", "softLimit": 1024, "hardLimit": 2048 }],
             "linuxParameters": { "initProcessEnabled": true, "capabilities": { "add": ["SYS_PTRACE"], "drop": ["ALL"] } },
             "dockerLabels": { "a": "b" },
+            "secrets": [
+                { "name": "C", "valueFrom": "/a/b:3" },
+                { "name": "D", "valueFrom": "arn:aws:secretsmanager:us-east-1:123456789012:secret:s-AbCdEf:key::" },
+            ],
             "logConfiguration": {
                 "logDriver": "awslogs",
                 "options": { "awslogs-group": "/ecs/web", "awslogs-region": "us-east-1", "awslogs-stream-prefix": "p" },
