@@ -1,0 +1,58 @@
+//! A guest without an operating system that does by hand to its virtio devices what no driver does.
+//!
+//! `cargo xtask test` builds it as what it is, with nothing below it and `panic = "abort"`; the VMM boots it in the place of
+//! a kernel. Its command line says what it does: `attack=KIND` runs all attacks on the devices of a kind, `attack=KIND/NAME`
+//! one of them, and `attack=NAME` one of the ways to end that are below. It tells the serial port. Built as any other
+//! program of the workspace, it is one that says where to find it.
+
+#![cfg_attr(panic = "abort", no_std, no_main)]
+#![cfg_attr(
+    not(panic = "abort"),
+    allow(dead_code, reason = "on a host there is nothing to attack")
+)]
+
+mod attacks;
+#[cfg(panic = "abort")]
+mod boot;
+mod machine;
+mod virtio;
+
+use machine::{StartInfo, say};
+
+/// Called by `boot` with the address of what the VMM says of the machine.
+#[cfg_attr(panic = "abort", unsafe(no_mangle))]
+extern "C" fn guest_main(start_info: u64) -> ! {
+    let start_info = StartInfo::read(start_info);
+    let attack = start_info
+        .cmdline()
+        .split(' ')
+        .find_map(|word| word.strip_prefix("attack="))
+        .unwrap_or("");
+    match attack {
+        "power-off" => machine::power_off(),
+        "reset" => machine::reset(),
+        "triple-fault" => machine::triple_fault(),
+        "run-nowhere" => machine::run_nowhere(),
+        "unemulated" => machine::unemulated(),
+        _ => {}
+    }
+    let (kind, name) = match attack.split_once('/') {
+        Some((kind, name)) => (kind, Some(name)),
+        None => (attack, None),
+    };
+    let count = attacks::run(kind, name);
+    say!("idle after {count} attacks");
+    machine::idle()
+}
+
+#[cfg(panic = "abort")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    say!("panic {info}");
+    machine::power_off()
+}
+
+#[cfg(not(panic = "abort"))]
+fn main() {
+    println!("this is a guest of berth-vmm; `cargo xtask test` builds it as one and boots it");
+}
