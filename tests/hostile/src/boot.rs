@@ -1,5 +1,6 @@
-//! From the PVH entry (32-bit protected mode, no paging) to Rust: long mode, the lowest 4 GiB mapped one to one, SSE on. There
-//! is no interrupt table: interrupts stay off, and a fault is a triple fault, which ends the machine.
+//! From the PVH entry (32-bit protected mode, no paging) to Rust: long mode, the lowest 4 GiB mapped one to one, SSE on; and from
+//! where a second processor starts (real mode). There is no interrupt table: interrupts stay off, and a fault is a triple
+//! fault, which ends the machine.
 
 core::arch::global_asm!(
     r#"
@@ -17,17 +18,35 @@ pdpt:
     .skip 4096
 directories:
     .skip 4 * 4096
-stack:
     .skip 64 * 1024
 stack_top:
+    .skip 64 * 1024
+second_stack_top:
 
     .section .rodata
     .balign 8
 gdt:
-    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+    .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff
 gdt_pointer:
-    .word 23
+    .word 31
     .long gdt
+
+    # Where the second processor starts: a copy of this at 0x8000.
+    .code16
+    .globl second_start, second_start_end
+second_start:
+    cli
+    xorw %ax, %ax
+    movw %ax, %ds
+    lgdtl 0x8000 + second_gdt_pointer - second_start
+    movl %cr0, %eax
+    orl $1, %eax
+    movl %eax, %cr0
+    ljmpl $24, $second_entry
+second_gdt_pointer:
+    .word 31
+    .long gdt
+second_start_end:
 
     .section .text.entry, "ax"
     .code32
@@ -50,6 +69,18 @@ pvh_entry:
     addl $0x200000, %eax
     addl $8, %edi
     loop 2b
+    xorl %esi, %esi
+    jmp to_long_mode
+
+second_entry:
+    movl $16, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl $second_stack_top, %esp
+    movl $1, %esi
+
+to_long_mode:
     # PAE, OSFXSR, OSXMMEXCPT
     movl $0x620, %eax
     movl %eax, %cr4
@@ -73,10 +104,13 @@ pvh_entry:
     movl %eax, %ss
     movl %ebx, %edi
     xorl %ebp, %ebp
+    testl %esi, %esi
+    jnz 4f
     call guest_main
-4:  cli
+4:  call second_main
+    cli
     hlt
-    jmp 4b
+    ud2
 
     # What the compiler calls by name; there is no C library.
     .globl memcpy, memmove, memset, memcmp, bcmp

@@ -173,6 +173,39 @@ pub fn idle() -> ! {
     }
 }
 
+#[cfg(panic = "abort")]
+unsafe extern "C" {
+    static second_start: u8;
+    static second_start_end: u8;
+}
+
+/// Has the second processor start, from anew if it did before; it goes to `second_main`.
+#[cfg(panic = "abort")]
+pub fn start_second_processor() {
+    const START: u64 = 0x8000;
+    const COMMAND: *mut u32 = 0xfee0_0300 as *mut u32;
+    const TARGET: *mut u32 = 0xfee0_0310 as *mut u32;
+    const SPURIOUS: *mut u32 = 0xfee0_00f0 as *mut u32;
+    const SWITCHED_ON: u32 = 0x1ff;
+    const INIT: u32 = 0x4500;
+    const STARTUP: u32 = 0x4600 | (START >> 12) as u32;
+    // SAFETY: what is copied is between the two labels; below 640 KiB there is nothing of the program, and the local APIC's
+    // registers are mapped one to one. The second processor has a stack of its own.
+    unsafe {
+        let code = &raw const second_start;
+        let bytes = (&raw const second_start_end).offset_from_unsigned(code);
+        ptr::copy_nonoverlapping(code, START as *mut u8, bytes);
+        SPURIOUS.write_volatile(SWITCHED_ON);
+        for command in [INIT, STARTUP] {
+            TARGET.write_volatile(1 << 24);
+            COMMAND.write_volatile(command);
+        }
+    }
+}
+
+#[cfg(not(panic = "abort"))]
+pub fn start_second_processor() {}
+
 /// ACPI S5.
 pub fn power_off() -> ! {
     out8(POWER, 0x34);

@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask test` builds it as what it is, with nothing below it and `panic = "abort"`; the VMM boots it in the place of
 //! a kernel. Its command line says what it does: `attack=KIND` runs all attacks on the devices of a kind, `attack=KIND/NAME`
-//! one of them, and `attack=NAME` one of the ways to end that are below. It tells the serial port. Built as any other
+//! one of them, and `attack=NAME` one of the ways to end, or to be idle, that are below. It tells the serial port. Built as any other
 //! program of the workspace, it is one that says where to find it.
 
 #![cfg_attr(panic = "abort", no_std, no_main)]
@@ -36,6 +36,10 @@ extern "C" fn guest_main(start_info: u64) -> ! {
         "unemulated" => machine::unemulated(),
         _ => {}
     }
+    if attack == "leave-all-broken" {
+        say!("idle with {} broken devices", attacks::leave_all_broken());
+        machine::idle();
+    }
     let (kind, name) = match attack.split_once('/') {
         Some((kind, name)) => (kind, Some(name)),
         None => (attack, None),
@@ -43,6 +47,12 @@ extern "C" fn guest_main(start_info: u64) -> ! {
     let count = attacks::run(kind, name);
     say!("idle after {count} attacks");
     machine::idle()
+}
+
+/// Called by `boot` on the second processor, each time that it is started.
+#[cfg_attr(panic = "abort", unsafe(no_mangle))]
+extern "C" fn second_main() {
+    attacks::second_processor();
 }
 
 #[cfg(panic = "abort")]

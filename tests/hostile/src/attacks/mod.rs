@@ -6,10 +6,13 @@ mod block;
 mod chains;
 mod harmless;
 mod net;
+mod races;
 mod registers;
 mod rings;
 mod storms;
 mod vsock;
+
+pub use races::second_processor;
 
 use crate::machine::say;
 use crate::virtio::{Device, Kind};
@@ -62,6 +65,8 @@ const ATTACKS: &[Attack] = &[
     on_all("noise", rings::noise),
     on_all("kick-storm", storms::kicks),
     on_all("reset-mid-flight", storms::reset_mid_flight),
+    on_all("changes-under-way", races::changes_under_way),
+    on_all("two-drivers", races::two_drivers),
     on(Kind::Block, "bad-requests", block::bad_requests),
     on(Kind::Block, "endless-work", block::endless_work),
     on(Kind::Net, "bad-frames", net::bad_frames),
@@ -90,7 +95,6 @@ pub fn run(kind: &str, name: Option<&str>) -> usize {
             let passed = (attack.run)(&device);
             device.reset();
             let serves = harmless::is_served(&device);
-            device.reset();
             match (passed, serves) {
                 (Ok(()), Ok(())) => say!("done {}", attack.name),
                 (Err(what), _) => say!("passed {}: {what}", attack.name),
@@ -100,4 +104,14 @@ pub fn run(kind: &str, name: Option<&str>) -> usize {
         }
     }
     count
+}
+
+/// Breaks the queues of every device, kicks it some more, and leaves it so. Returns how many there were.
+pub fn leave_all_broken() -> usize {
+    let break_it = |device: &Device| {
+        let result = rings::available_index(device);
+        (0..100).for_each(|kick| device.kick(kick % device.queues));
+        result
+    };
+    Device::all().filter(|device| break_it(device).is_ok()).count()
 }

@@ -167,7 +167,8 @@ pub fn noise(device: &Device) -> Result<(), Passed> {
     Ok(())
 }
 
-fn descriptor(random: &mut Random) -> Descriptor {
+/// A descriptor drawn by lot.
+pub fn descriptor(random: &mut Random) -> Descriptor {
     let end = ram_end();
     let near = BUFFERS + random.below(0x1_0000);
     let rings = DMA.start + random.one_of([0, 0x4000, 0x8000]);
