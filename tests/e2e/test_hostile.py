@@ -218,7 +218,7 @@ def test_a_device_withstands_its_driver(hostile, neighbour, kind):
         elif word == "done":
             done.append(rest)
         else:
-            status = guest.machine.process.poll()
+            status = guest.machine.process.wait(timeout=PATIENCE) if line == "the end" else "none yet"
             pytest.fail(f"{kind}, attack {attack}: the guest said {line!r}, the status of its machine is {status}")
     assert line == f"idle after {len(done)} attacks" and len(done) > 20
 

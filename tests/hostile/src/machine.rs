@@ -230,10 +230,10 @@ pub fn run_nowhere() -> ! {
     unsafe { asm!("jmp {}", in(reg) 0xd010_0000_u64, options(noreturn)) }
 }
 
-/// Has a device's register be read by an instruction that KVM does not emulate.
+/// Writes to a device by an instruction that KVM does not emulate.
 pub fn unemulated() -> ! {
-    // SAFETY: it reads a register into another processor register, and nothing else.
-    unsafe { asm!("fbld [{}]", in(reg) DEVICES.start) }
+    // SAFETY: it writes to a register of a device, and nothing else.
+    unsafe { asm!("fldz", "fbstp [{}]", in(reg) DEVICES.start) }
     idle()
 }
 
