@@ -144,9 +144,12 @@ class Hostile:
         self._frames = threading.Thread(target=send_frames, args=("hostile0", self._stop))
         self._frames.start()
 
-    def close(self):
+    def stop_frames(self):
         self._stop.set()
         self._frames.join()
+
+    def close(self):
+        self.stop_frames()
         self.machine.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
@@ -170,8 +173,8 @@ class Hostile:
             spent[name.startswith("vcpu")] += (user + system) / os.sysconf("SC_CLK_TCK")
         return spent[True], spent[False]
 
-
     def check_that_it_rests(self):
+        self.stop_frames()
         before = sum(self.cpu_seconds())
         time.sleep(1)
         spent = sum(self.cpu_seconds()) - before

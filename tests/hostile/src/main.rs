@@ -2,8 +2,8 @@
 //!
 //! `cargo xtask test` builds it as what it is, with nothing below it and `panic = "abort"`; the VMM boots it in the place of
 //! a kernel. Its command line says what it does: `attack=KIND` runs all attacks on the devices of a kind, `attack=KIND/NAME`
-//! one of them, and `attack=NAME` one of the ways to end, or to be idle, that are below. It tells the serial port. Built as any other
-//! program of the workspace, it is one that says where to find it.
+//! one of them, and `attack=NAME` one of the ways to end, or to be idle, that are below. It tells the serial port. Built as
+//! any other program of the workspace, it is one that says what it is.
 
 #![cfg_attr(panic = "abort", no_std, no_main)]
 #![cfg_attr(
