@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask test` builds it as what it is, with nothing below it and `panic = "abort"`; the VMM boots it in the place of
 //! a kernel. Its command line says what it does: `attack=KIND` runs all attacks on the devices of a kind, `attack=KIND/NAME`
-//! one of them, and `attack=NAME` one of the ways to end, or to be idle, that are below. It tells the serial port. Built as
+//! one of them, `without=NAME` leaves one out, and `attack=NAME` one of the ways to end, or to be idle, that are below. It tells the serial port. Built as
 //! any other program of the workspace, it is one that says what it is.
 
 #![cfg_attr(panic = "abort", no_std, no_main)]
@@ -23,11 +23,9 @@ use machine::{StartInfo, say};
 #[cfg_attr(panic = "abort", unsafe(no_mangle))]
 extern "C" fn guest_main(start_info: u64) -> ! {
     let start_info = StartInfo::read(start_info);
-    let attack = start_info
-        .cmdline()
-        .split(' ')
-        .find_map(|word| word.strip_prefix("attack="))
-        .unwrap_or("");
+    let mut words = start_info.cmdline().split(' ');
+    let without = words.clone().find_map(|word| word.strip_prefix("without="));
+    let attack = words.find_map(|word| word.strip_prefix("attack=")).unwrap_or("");
     match attack {
         "power-off" => machine::power_off(),
         "reset" => machine::reset(),
@@ -44,7 +42,7 @@ extern "C" fn guest_main(start_info: u64) -> ! {
         Some((kind, name)) => (kind, Some(name)),
         None => (attack, None),
     };
-    let count = attacks::run(kind, name);
+    let count = attacks::run(kind, name, without);
     say!("idle after {count} attacks");
     machine::idle()
 }

@@ -80,14 +80,15 @@ const ATTACKS: &[Attack] = &[
     on(Kind::Balloon, "all-memory", balloon::all_memory),
 ];
 
-/// Runs the attacks named `name`, or all, against the devices of one kind; says of each how it went. Returns how many
-/// there were.
-pub fn run(kind: &str, name: Option<&str>) -> usize {
+/// Runs the attacks named `name`, or all but the one named `without`, against the devices of one kind; says of each how it
+/// went. Returns how many there were.
+pub fn run(kind: &str, name: Option<&str>, without: Option<&str>) -> usize {
     let mut count = 0;
     for device in Device::all().filter(|device| device.kind.name() == kind) {
         for attack in ATTACKS {
             let fits = attack.kind.is_none_or(|kind| kind == device.kind);
-            if !fits || name.is_some_and(|name| name != attack.name) {
+            let left_out = name.is_some_and(|name| name != attack.name) || without == Some(attack.name);
+            if !fits || left_out {
                 continue;
             }
             say!("attack {}", attack.name);

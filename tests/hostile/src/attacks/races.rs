@@ -16,6 +16,10 @@ static REGISTERS: AtomicBool = AtomicBool::new(false);
 static CHANGES: AtomicU64 = AtomicU64::new(0);
 static STOPPED: AtomicBool = AtomicBool::new(true);
 
+/// Indexes of the rings stay below it. A device that takes a ring for a table of descriptors writes to where they say, in units
+/// of 64 KiB, and the program itself is at 48 MiB.
+const MOST_OFFERED: u16 = 0x200;
+
 const NO_SECOND: Passed = "nothing: there is no second processor";
 
 /// What the second processor does: changes, as fast as it can, until it is told to stop.
@@ -51,7 +55,7 @@ fn change_queues(random: &mut Random) {
             rings.available + 4 + 2 * entry,
             random.below(u64::from(SIZE)) as u16,
         ),
-        2 => write(rings.used + 2, random.next() as u16),
+        2 => write(rings.used + 2, random.below(u64::from(MOST_OFFERED)) as u16),
         3 => good(random).put(rings.descriptors + 16 * entry),
         // Half of a descriptor: the address of one with the length of another.
         4 => write(rings.descriptors + 16 * entry, descriptor(random).address),
@@ -109,8 +113,8 @@ fn disturbed(device: &Device, registers: bool, rounds: u32, mut drive: impl FnMu
 pub fn changes_under_way(device: &Device) -> Result<(), Passed> {
     device.start(device.usual_features());
     let mut offered = 0;
-    disturbed(device, false, 600, || {
-        if device.failed() {
+    disturbed(device, false, 200, || {
+        if device.failed() || offered >= MOST_OFFERED {
             device.start(device.usual_features());
             offered = 0;
         }
@@ -120,7 +124,7 @@ pub fn changes_under_way(device: &Device) -> Result<(), Passed> {
             (0..SIZE as u16 / 2).for_each(|head| queue.offer(head));
             queue.kick();
         }
-        offered = offered.wrapping_add(SIZE as u16 / 2);
+        offered += SIZE as u16 / 2;
         // Time for the device to be at it.
         let start = now();
         while now().wrapping_sub(start) < 1 << 18 {}
@@ -129,7 +133,7 @@ pub fn changes_under_way(device: &Device) -> Result<(), Passed> {
 
 /// Two drivers set one device up, use it and reset it, and know nothing of each other.
 pub fn two_drivers(device: &Device) -> Result<(), Passed> {
-    disturbed(device, true, 100, || {
+    disturbed(device, true, 40, || {
         device.start(device.usual_features());
         for index in 0..device.queues {
             let mut queue = device.queue(index);
