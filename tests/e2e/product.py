@@ -12,6 +12,7 @@ VMM = Path(os.environ.get("BERTH_VMM", TARGET / "x86_64-unknown-linux-gnu/machin
 GUEST = Path(os.environ.get("BERTH_GUEST", ROOT / "target/guest"))
 # Built for x86_64-unknown-linux-gnu with crt-static: it runs in images that have no C library.
 WEBSERVER = Path(os.environ.get("BERTH_WEBSERVER", TARGET / "x86_64-unknown-linux-gnu/release/webserver"))
+HOSTILE = Path(os.environ.get("BERTH_HOSTILE", TARGET / "x86_64-unknown-linux-gnu/machine/hostile"))
 BUSYBOX = Path("/bin/busybox")
 
 # On a real file system where there is one: the lab's root is slow.
@@ -20,5 +21,5 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="berth-e2e-", dir=os.environ.get("BERTH_L
 
 def missing():
     """What the suite needs and does not find."""
-    files = [BERTH, VMM, GUEST / "vmlinux", GUEST / "initrd.cpio", WEBSERVER, BUSYBOX]
+    files = [BERTH, VMM, GUEST / "vmlinux", GUEST / "initrd.cpio", WEBSERVER, HOSTILE, BUSYBOX]
     return [str(path) for path in files if not path.is_file()]

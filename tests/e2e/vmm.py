@@ -64,16 +64,20 @@ class Machine:
         restore=None,
         shared=False,
         snapshot=None,
+        kernel=KERNEL,
         initrd=INITRD,
         memory_mib=256,
         vcpus=1,
         serial=False,
         vsock=False,
         balloon=False,
+        drives=(),
+        nets=(),
         jailed=False,
     ):
         """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
-        down, for which the memory is shared."""
+        down, for which the memory is shared. `drives` are pairs of a descriptor and whether it is read only, `nets`
+        descriptors of taps; all stay the caller's."""
         opened, handed = [], []
 
         def hand(descriptor):
@@ -93,7 +97,8 @@ class Machine:
         if restore:
             start = {"restore": {"state_fd": hand(restore.state), "working_set": restore.working_set}}
         else:
-            kernel, initrd = open_(KERNEL, os.O_RDONLY), open_(initrd, os.O_RDONLY)
+            kernel = open_(kernel, os.O_RDONLY)
+            initrd = open_(initrd, os.O_RDONLY) if initrd else None
             start = {"boot": {"kernel_fd": kernel, "initrd_fd": initrd, "cmdline": cmdline}}
         files = restore or snapshot
         if files:
@@ -104,6 +109,7 @@ class Machine:
             # The state may be where the machine starts from as well: a descriptor is handed over once.
             opened.append(os.dup(snapshot.state))
             snapshot_fd = hand(opened[-1])
+        self._exit = os.memfd_create("exit-report")
         config = {
             "version": 2,
             "vcpus": vcpus,
@@ -113,6 +119,14 @@ class Machine:
             "memory": memory,
             "snapshot_fd": snapshot_fd,
             "control_fd": hand(self._listener.fileno()),
+            "exit_fd": hand(self._exit),
+            "drives": [
+                {"id": f"disk{index}", "fd": hand(drive), "read_only": read_only}
+                for index, (drive, read_only) in enumerate(drives)
+            ],
+            "nets": [
+                {"tap_fd": hand(tap), "mac": [2, 0, 0, 0, 0, index], "mtu": 1500} for index, tap in enumerate(nets)
+            ],
             "vsock": {"guest_cid": 3} if vsock else None,
             "entropy": True,
             "balloon": balloon,
@@ -150,6 +164,17 @@ class Machine:
         assert message["message"] == "vsock_connection", message
         return elapsed
 
+    def connections(self):
+        """The host's ends of the connections that the guest makes, until the machine ends, to a client of their own."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(self._control_path)
+            client.send(json.dumps({"id": 1, "command": "attach"}).encode())
+            while True:
+                message, descriptors, _, _ = socket.recv_fds(client, 1 << 16, 4)
+                if not message:
+                    return
+                yield from (socket.socket(fileno=descriptor) for descriptor in descriptors)
+
     def _receive(self):
         message, descriptors, _, _ = socket.recv_fds(self._client, 1 << 16, 4)
         for descriptor in descriptors:
@@ -164,11 +189,16 @@ class Machine:
         assert self.process.wait(timeout=TIMEOUT) == 0
         return elapsed
 
+    def report(self):
+        """What the machine, which has ended, says of its end."""
+        return json.loads(os.pread(self._exit, 1 << 16, 0))
+
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(timeout=TIMEOUT)
         os.close(self.output)
+        os.close(self._exit)
         self._listener.close()
         if self._client:
             self._client.close()

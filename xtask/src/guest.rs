@@ -1,4 +1,5 @@
-//! What boots inside a machine: the kernel, and an initial RAM file system that holds berth-init and nothing else.
+//! What boots inside a machine: the kernel, and an initial RAM file system that holds berth-init and nothing else. And how
+//! binaries are built for where there is no C library, or no kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use crate::step::{run, step};
 use crate::{kernel, workspace};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Compiler flags for a binary that needs no C library where it runs.
+const STATIC: &str = "-C target-feature=+crt-static";
 
 /// Builds both into `target/guest` and returns that folder.
 pub(crate) fn build(consent: Consent) -> Result<PathBuf> {
@@ -34,6 +37,17 @@ pub(crate) fn build(consent: Consent) -> Result<PathBuf> {
 
 /// Builds a binary that needs no C library where it runs.
 pub(crate) fn build_static(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
+    build_with(STATIC, package, binary, profile)
+}
+
+/// Builds a guest that needs no kernel, but is booted in the place of one; it is where `script` has the linker put it.
+pub(crate) fn build_bare(package: &str, binary: &str, script: &str) -> Result<PathBuf> {
+    // From the root of the workspace, where cargo runs the compiler, the script's path has no spaces.
+    let flags = format!("{STATIC} -C relocation-model=static -C link-arg=-nostdlib -C link-arg=-T{script}");
+    build_with(&flags, package, binary, "machine")
+}
+
+fn build_with(flags: &str, package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
     // Given by target, the flags do not reach build scripts, and a build of the workspace is not invalidated.
     run(Command::new(workspace::cargo())
         .current_dir(workspace::root())
@@ -49,10 +63,7 @@ pub(crate) fn build_static(package: &str, binary: &str, profile: &str) -> Result
         ])
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env(
-            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-            "-C target-feature=+crt-static",
-        ))?;
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags))?;
     Ok(workspace::cargo_target().join(TARGET).join(profile).join(binary))
 }
 

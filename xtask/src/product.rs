@@ -1,5 +1,5 @@
-//! What is driven from outside: the release binaries, the guest, the program inside the test images, and the Python
-//! environment of those who drive them. Built here, run by `test`, `demo` and `bench`.
+//! What is driven from outside: the release binaries, the guest, the program inside the test images, the guest that attacks
+//! its devices, and the Python environment of those who drive them. Built here, run by `test`, `demo` and `bench`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -27,11 +27,15 @@ impl Product {
         let webserver = step("build the program of the test images", || {
             guest::build_static("berth-test-webserver", "webserver", "release")
         })?;
+        let hostile = step("build the guest that attacks its devices", || {
+            guest::build_bare("berth-test-hostile", "hostile", "tests/hostile/link.ld")
+        })?;
         let guest = step("build the guest", || guest::build(consent))?;
         let environment = vec![
             ("BERTH_BIN", berth),
             ("BERTH_VMM", vmm),
             ("BERTH_WEBSERVER", webserver),
+            ("BERTH_HOSTILE", hostile),
             ("BERTH_GUEST", guest),
         ];
         Ok(Self {

@@ -232,8 +232,8 @@ impl QueueService {
         }
     }
 
-    /// Serves what is in the queues, as far as the limits go. Between batches the device can be stopped, however fast the
-    /// driver is.
+    /// Serves what is in the queues, as far as the limits go. Between requests the device can be stopped, however many there
+    /// are and however dear they are.
     fn drain(
         &mut self,
         stop: &Stop,
@@ -265,7 +265,7 @@ fn drain(
         queue.disable_notification(memory)?;
         let mut served = 0;
         let mut throttled = false;
-        while served < BATCH {
+        while served < BATCH && !stop.asked() {
             let Some(chain) = queue.iter(memory)?.next() else {
                 break;
             };
@@ -304,8 +304,7 @@ enum QueueError {
 
 #[cfg(feature = "fuzzing")]
 impl QueueService {
-    /// Serves what is in the queue on this thread, and stops after a batch when `most` requests were served. False for a
-    /// broken queue.
+    /// Serves what is in the queue on this thread, and stops when `most` requests were served. False for a broken queue.
     pub(crate) fn serve_now(
         &mut self,
         most: usize,
@@ -321,5 +320,32 @@ impl QueueService {
             serve(queue, memory, chain)
         });
         Ok(drained.is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::net::driver::{Driver, TestInterrupt, memory};
+
+    #[test]
+    fn a_device_that_is_to_stop_does_not_begin_another_request() {
+        let memory = memory();
+        let (mut driver, mut queue) = Driver::new(&memory, 0x1_0000, 16);
+        for _ in 0..8 {
+            driver.offer(&[(0x10_0000, 16)], false);
+        }
+        let (stop, interrupt) = (Stop::new().unwrap(), TestInterrupt::default());
+        let mut served = 0;
+        let drained = drain(&mut queue.queue, &memory, &interrupt, &stop, |_, _| {
+            served += 1;
+            stop.ask();
+            Served::Done(0)
+        });
+        assert!(drained.is_ok());
+        let position = QueuePosition::of(&queue.queue);
+        assert_eq!((served, position.next_avail, position.next_used), (1, 1, 1));
+        // The driver hears of what was served.
+        assert_eq!(interrupt.count(), 1);
     }
 }

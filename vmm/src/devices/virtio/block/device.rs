@@ -12,7 +12,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::disk::{Disk, DiskError};
-use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_SEGMENTS, MAX_ZERO_SECTORS, QUEUE_SIZE, SECTOR_BYTES};
+use super::{
+    MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, QUEUE_SIZE,
+    SECTOR_BYTES,
+};
 use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::{QueueService, Worker};
 use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
@@ -58,11 +61,11 @@ fn config(disk: &Disk) -> [u8; CONFIG_BYTES] {
     put(20, &(SECTOR_BYTES as u32).to_le_bytes());
     if !disk.read_only() {
         put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
-        put(40, &MAX_RANGES.to_le_bytes());
+        put(40, &MAX_DISCARD_RANGES.to_le_bytes());
         // Holes are punched in whole pages.
         put(44, &8u32.to_le_bytes());
         put(48, &MAX_ZERO_SECTORS.to_le_bytes());
-        put(52, &MAX_RANGES.to_le_bytes());
+        put(52, &MAX_ZERO_RANGES.to_le_bytes());
         put(56, &[1]);
     }
     config

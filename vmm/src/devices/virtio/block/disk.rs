@@ -16,7 +16,10 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
 
 use super::request::{Kind, Request, put_front, take_front, total};
-use super::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_REQUEST_BYTES, MAX_ZERO_SECTORS, SECTOR_BYTES};
+use super::{
+    MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_REQUEST_BYTES, MAX_ZERO_RANGES, MAX_ZERO_SECTORS,
+    SECTOR_BYTES,
+};
 use crate::devices::virtio::throttle::Throttle;
 use crate::devices::virtio::worker::Served;
 use crate::metrics::{Counters, count};
@@ -201,9 +204,17 @@ impl Disk {
 
     /// Discards the ranges of a request, or makes them zero.
     fn clear(&self, kind: Kind, ranges: &mut Vec<VolatileSlice<'_>>) -> Result<(), Refusal> {
+        let (max_ranges, max_sectors, known_flags) = match kind {
+            Kind::Discard => (MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, 0),
+            _ => (
+                MAX_ZERO_RANGES,
+                MAX_ZERO_SECTORS,
+                VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+            ),
+        };
         let bytes = total(ranges);
         let ranges_given = bytes / RANGE_BYTES;
-        if !bytes.is_multiple_of(RANGE_BYTES) || !(1..=u64::from(MAX_RANGES)).contains(&ranges_given) {
+        if !bytes.is_multiple_of(RANGE_BYTES) || !(1..=u64::from(max_ranges)).contains(&ranges_given) {
             return Err(Refusal::Rule);
         }
         let mut range = [0; RANGE_BYTES as usize];
@@ -212,14 +223,10 @@ impl Disk {
             let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
             let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
             let flags = u32::from_le_bytes(flags);
-            let (max, known_flags) = match kind {
-                Kind::Discard => (MAX_DISCARD_SECTORS, 0),
-                _ => (MAX_ZERO_SECTORS, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP),
-            };
             if flags & !known_flags != 0 {
                 return Err(Refusal::Unsupported);
             }
-            if sectors == 0 || sectors > max {
+            if sectors == 0 || sectors > max_sectors {
                 return Err(Refusal::Rule);
             }
             let offset = self.offset(sector, u64::from(sectors))?;

@@ -22,9 +22,11 @@ const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
 const MAX_REQUEST_BYTES: u64 = 64 << 20;
 /// The unit of everything in this device.
 const SECTOR_BYTES: u64 = 512;
-/// Most ranges in one request to discard or to write zeroes.
-const MAX_RANGES: u32 = 32;
+/// Most ranges in one request to discard.
+const MAX_DISCARD_RANGES: u32 = 32;
 /// Most sectors in one such range (2 GiB).
 const MAX_DISCARD_SECTORS: u32 = 1 << 22;
 /// Most sectors in one range of zeroes (16 MiB), as they may have to be written out.
 const MAX_ZERO_SECTORS: u32 = 1 << 15;
+/// Most ranges of zeroes in one request, which are as much as any request may move.
+const MAX_ZERO_RANGES: u32 = (MAX_REQUEST_BYTES / (MAX_ZERO_SECTORS as u64 * SECTOR_BYTES)) as u32;

@@ -261,6 +261,22 @@ fn zeroes_are_written_in_the_ranges_named() {
 }
 
 #[test]
+fn one_request_writes_no_more_zeroes_than_any_other_may_write_data() {
+    let mut bench = Bench::new(false);
+    for (ranges, status) in [(4, OK), (5, IOERR)] {
+        bench.driver.write(DATA, &range(0, 1, 0).repeat(ranges));
+        let bytes = 16 * ranges as u32;
+        assert_eq!(
+            bench.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, bytes, false).0,
+            status
+        );
+    }
+    let mut most = [0; 4];
+    bench.block.read_config(52, &mut most);
+    assert_eq!(u32::from_le_bytes(most), 4);
+}
+
+#[test]
 fn discards_stay_within_the_disk() {
     let mut bench = Bench::new(false);
     bench.driver.write(DATA, &range(8, 8, 0));
