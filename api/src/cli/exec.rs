@@ -129,9 +129,12 @@ async fn converse(stream: TokioIo<Upgraded>, interactive: bool, tty: bool) -> an
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; MAX_OUTPUT_BYTES];
     loop {
-        to.write_all(&frame).await.map_err(|_| ExecError::Gone)?;
-        frame.clear();
+        // Output is read while input waits to be taken: the command may do one only after the other.
         tokio::select! {
+            written = to.write(&frame), if !frame.is_empty() => {
+                let count = written.map_err(|_| ExecError::Gone)?;
+                frame.drain(..count);
+            }
             read = from.read(&mut buffer) => match read {
                 Ok(0) | Err(_) => return Err(ExecError::Gone.into()),
                 Ok(count) => {
@@ -145,7 +148,7 @@ async fn converse(stream: TokioIo<Upgraded>, interactive: bool, tty: bool) -> an
                     }
                 }
             },
-            piece = next(&mut input) => match piece {
+            piece = next(&mut input), if frame.len() < MAX_OUTPUT_BYTES => match piece {
                 Some(bytes) => encode_data(STDIN, &bytes, &mut frame)?,
                 None => {
                     input = None;

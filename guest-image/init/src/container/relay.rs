@@ -114,21 +114,17 @@ impl Relay {
         let process = process::open(child)?;
         let mut streams = Ends::new(streams)?;
         loop {
-            let events = self.wait(&streams, &process)?;
-            if events.input {
-                streams.write();
+            // The first of them may have come together with the start.
+            while let Some(frame) = self.decoder.next::<ToCommand>()? {
+                streams.hear(frame, child);
             }
+            streams.write();
+            let events = self.wait(&streams, &process)?;
             for stream in [STDOUT, STDERR] {
                 self.send_output(&mut streams, stream)?;
             }
-            if events.host {
-                if !self.receive()? {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                }
-                while let Some(frame) = self.decoder.next::<ToCommand>()? {
-                    streams.hear(frame, child);
-                }
-                streams.write();
+            if events.host && !self.receive()? {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
             if events.ended {
                 // All that it wrote is in the pipes; whoever else holds their ends is not waited for.
@@ -159,7 +155,6 @@ impl Relay {
             .iter()
             .flatten()
             .map(|output| (output.as_fd(), PollFlags::POLLIN));
-        let input_at = input.map(|_| wanted.len());
         wanted.extend(
             input
                 .into_iter()
@@ -174,7 +169,6 @@ impl Relay {
         Ok(Events {
             host: happened(0),
             ended: happened(1),
-            input: input_at.is_some_and(happened),
         })
     }
 
@@ -218,7 +212,6 @@ impl Relay {
 struct Events {
     host: bool,
     ended: bool,
-    input: bool,
 }
 
 /// The near ends, and the input that the command has not taken yet.
