@@ -37,9 +37,13 @@ class Journal:
         if report.outcome in ("failed", "rerun"):
             self._reasons.setdefault(test, _reason(report))
         if report.outcome == "rerun":
+            self._outcomes[test] = "rerun"
             self._write("rerun", test)
         elif report.when == "teardown":
-            self._write(self._outcomes.pop(test), test)
+            outcome = self._outcomes.pop(test)
+            # A try that another one follows has not ended the test.
+            if outcome != "rerun":
+                self._write(outcome, test)
 
     def _write(self, outcome, test):
         reason = self._reasons.pop(test, None)
