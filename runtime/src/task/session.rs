@@ -382,10 +382,12 @@ impl Worker {
                     restarts,
                 }));
             }
+            // Guests repeat themselves; what counts is when it was first heard.
+            _ if container.exited.is_some() => {}
             ended => {
                 // Said at once after a daemon took over: it may have ended while nobody listened.
                 let followed_ms = self.clock.now().millis_since(self.followed_since);
-                container.unseen = container.exited.is_none() && followed_ms <= TAKE_OVER_MS;
+                container.unseen = followed_ms <= TAKE_OVER_MS;
                 container.exited = Some(ended);
             }
         }

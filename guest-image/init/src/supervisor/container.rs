@@ -131,8 +131,9 @@ impl Container {
         self.phase = Phase::Done(ContainerState::NotStarted { reason });
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping
+    /// Neither told to stop nor at its end.
+    pub(crate) fn is_to_be_stopped(&self) -> bool {
+        !self.stopping && !matches!(self.phase, Phase::Done(_))
     }
 
     pub(crate) fn waits(&self) -> bool {

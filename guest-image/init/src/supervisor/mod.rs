@@ -182,7 +182,7 @@ impl Supervisor {
             let next = self.containers.iter().enumerate().find_map(|(index, container)| {
                 let step = if self.stopping {
                     let may_stop = container.waits() || order::may_stop(&container.spec.name, &members);
-                    (!container.is_stopping() && may_stop).then_some(Step::Stop)
+                    (container.is_to_be_stopped() && may_stop).then_some(Step::Stop)
                 } else if container.waits() {
                     match order::readiness(&container.spec, &members, now) {
                         Readiness::Ready => Some(Step::Start),
