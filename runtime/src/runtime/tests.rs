@@ -325,6 +325,24 @@ async fn a_machine_that_died_while_nobody_watched_closes_its_line_at_the_last_he
 }
 
 #[tokio::test]
+async fn a_container_that_ended_while_nobody_watched_is_billed_to_its_end() {
+    let world = World::new(b"", None);
+    let first = world.daemon().await;
+    let id = run_one(&first).await;
+    until(&first, &id, TaskStatus::Running).await;
+    drop(first);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.clock.advance_millis(90_000);
+    let ended = world.clock.now();
+    world.host.exit(&id, 9, ended);
+    world.clock.advance_millis(1_000_000);
+    let second = world.daemon().await;
+    let task = until(&second, &id, TaskStatus::Stopped).await;
+    assert_eq!(task.containers[0].exit_code, Some(9));
+    assert_eq!(task.execution_stopped_at, Some(ended));
+}
+
+#[tokio::test]
 async fn a_machine_killed_under_the_daemon_stops_its_task_with_the_reason() {
     let world = World::new(b"", None);
     let runtime = world.daemon().await;

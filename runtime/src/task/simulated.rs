@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
 use super::host::*;
+use crate::model::Timestamp;
 use crate::model::task::{Eni, TaskId};
 use crate::runtime::PullStatus;
 
@@ -52,6 +53,12 @@ impl SimulatedHost {
 
     pub(crate) fn kill(&self, task: &TaskId) {
         self.state.lock().unwrap().machines[task].end("killed by signal 9");
+    }
+
+    /// The container of a guest ends, at this time by the guest's clock; the guest says so twice.
+    pub(crate) fn exit(&self, task: &TaskId, exit_code: i32, at: Timestamp) {
+        let state = self.state.lock().unwrap();
+        state.machines[task].exit.send_replace(Some((exit_code, at)));
     }
 
     /// As a daemon would that did not come so far as to pause it.
@@ -167,6 +174,7 @@ impl Host for SimulatedHost {
 struct SimulatedMachine {
     connections: tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>,
     paused: AtomicBool,
+    exit: watch::Sender<Option<(i32, Timestamp)>>,
     ended: watch::Sender<Option<MachineEnd>>,
 }
 
@@ -176,13 +184,15 @@ impl SimulatedMachine {
         let machine = Arc::new(SimulatedMachine {
             connections: tokio::sync::Mutex::new(connections),
             paused: AtomicBool::new(false),
+            exit: watch::Sender::new(None),
             ended: watch::Sender::new(None),
         });
         let ended = machine.ended.clone();
+        let exit = machine.exit.subscribe();
         tokio::spawn(async move {
             let mut unplugged = ended.subscribe();
             tokio::select! {
-                () = Guest::new(script, told).run(connect) => { ended.send_replace(Some(end("the guest powered off"))); }
+                () = Guest::new(script, told, exit).run(connect) => { ended.send_replace(Some(end("the guest powered off"))); }
                 _ = unplugged.wait_for(Option::is_some) => {}
             }
         });
@@ -237,6 +247,7 @@ impl Machine for SimulatedMachine {
 struct Guest {
     script: Script,
     told: Arc<Mutex<Vec<TaskSpec>>>,
+    exit: watch::Receiver<Option<(i32, Timestamp)>>,
     container: Option<String>,
     session: Option<String>,
     state: Option<ContainerState>,
@@ -244,10 +255,15 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(script: Script, told: Arc<Mutex<Vec<TaskSpec>>>) -> Guest {
+    fn new(
+        script: Script,
+        told: Arc<Mutex<Vec<TaskSpec>>>,
+        exit: watch::Receiver<Option<(i32, Timestamp)>>,
+    ) -> Guest {
         Guest {
             script,
             told,
+            exit,
             container: None,
             session: None,
             state: None,
@@ -334,9 +350,20 @@ impl Guest {
                     _ => {}
                 },
                 Some(Frame::Output(_) | Frame::Data(_)) => panic!("the host sends no output"),
-                None => match stream.read(&mut buffer).await? {
-                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                    length => decoder.push(&buffer[..length]),
+                None => tokio::select! {
+                    read = stream.read(&mut buffer) => match read? {
+                        0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                        length => decoder.push(&buffer[..length]),
+                    },
+                    Ok(()) = self.exit.changed() => {
+                        let (code, at) = self.exit.borrow_and_update().expect("an exit is never taken back");
+                        let mut exited = self.exited(code);
+                        if let ContainerState::Exited { finished_at_ms, .. } = &mut exited {
+                            *finished_at_ms = at.0;
+                        }
+                        self.change(&mut stream, exited.clone()).await?;
+                        self.change(&mut stream, exited).await?;
+                    }
                 },
             }
         }
