@@ -196,14 +196,21 @@ impl Client {
                 Err(self.refusal(operation, &answer))
             }
         };
+        self.in_time(operation, exchange).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        operation: &str,
+        exchange: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let timeout = || ClientError::Timeout {
+            endpoint: self.endpoint.clone(),
+            operation: operation.to_owned(),
+        };
         tokio::time::timeout(ANSWER_TIMEOUT, exchange)
             .await
-            .unwrap_or_else(|_| {
-                Err(ClientError::Timeout {
-                    endpoint: self.endpoint.clone(),
-                    operation: operation.to_owned(),
-                })
-            })
+            .map_err(|_| timeout())?
     }
 
     /// As [`Client::call`], but a daemon that is away is given time to come back. Only for operations that change
@@ -275,14 +282,7 @@ impl Client {
                 .map_err(|error| self.malformed(operation, &format!("status {status}, {error}")))?;
             Err(self.refusal(operation, &answer))
         };
-        tokio::time::timeout(ANSWER_TIMEOUT, exchange)
-            .await
-            .unwrap_or_else(|_| {
-                Err(ClientError::Timeout {
-                    endpoint: self.endpoint.clone(),
-                    operation: operation.to_owned(),
-                })
-            })
+        self.in_time(operation, exchange).await
     }
 
     fn request(
