@@ -69,6 +69,12 @@ impl Owner {
         format!("arn:aws:iam::{}:root", self.account_id)
     }
 
+    /// Who acts with the temporary credentials of a role: the session is the task's id.
+    pub fn assumed_role(&self, role: &str, session: &TaskId) -> String {
+        let name = role.rsplit('/').next().unwrap_or(role);
+        format!("arn:aws:sts::{}:assumed-role/{name}/{session}", self.account_id)
+    }
+
     pub fn log_group(&self, name: &str) -> String {
         format!(
             "arn:aws:logs:{}:{}:log-group:{name}",

@@ -44,6 +44,10 @@ pub enum ApiError {
     InvalidSignature(String),
     #[error("The security token included in the request is invalid.")]
     UnrecognizedClient,
+    #[error("The security token included in the request is expired")]
+    ExpiredToken,
+    #[error("{0}")]
+    AccessDenied(String),
     #[error("The request is larger than {limit} bytes.")]
     RequestTooLarge { limit: usize },
     #[error("The request body did not arrive within {seconds} seconds.")]
@@ -86,6 +90,8 @@ impl ApiError {
             ApiError::IncompleteSignature(_) => "IncompleteSignatureException",
             ApiError::InvalidSignature(_) => "InvalidSignatureException",
             ApiError::UnrecognizedClient => "UnrecognizedClientException",
+            ApiError::ExpiredToken => "ExpiredTokenException",
+            ApiError::AccessDenied(_) => "AccessDeniedException",
             ApiError::RequestTooLarge { .. } => "RequestEntityTooLargeException",
             ApiError::RequestTimeout { .. } => "RequestTimeoutException",
             ApiError::Server => "ServerException",

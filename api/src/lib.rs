@@ -12,14 +12,18 @@ pub mod cli;
 pub mod credentials;
 mod decode;
 mod ecs;
+pub mod endpoint;
 pub mod error;
+mod eventstream;
 mod logs;
 mod operations;
 mod other;
 mod page;
 pub mod reply;
+mod role;
 mod secretsmanager;
 pub mod server;
+mod session;
 mod ssm;
 
 pub use app::App;

@@ -42,10 +42,10 @@ impl Form {
 
 /// Answers a request whose signature is good, and which has no `X-Amz-Target`.
 pub(crate) fn call(owner: &Owner, service: &str, body: &[u8]) -> Reply {
-    let action = action(body);
-    if service == "sts" && action.as_deref() == Some("GetCallerIdentity") {
-        return caller_identity(owner);
+    if asks_who_calls(service, body) {
+        return caller_identity(&owner.account_id, &owner.root(), &owner.account_id);
     }
+    let action = action(body);
     let what = action.map_or_else(|| service.to_owned(), |action| format!("{service}:{action}"));
     let what: String = what.chars().take(100).collect();
     let error = ApiError::UnknownOperation(format!("Berth does not support '{what}'."));
@@ -96,13 +96,18 @@ pub(crate) fn unverified_service(headers: &HeaderMap) -> &str {
         .unwrap_or_default()
 }
 
-fn caller_identity(owner: &Owner) -> Reply {
-    let account = escape(&owner.account_id);
-    let arn = escape(&owner.root());
+/// The `Action` of a request that has no `X-Amz-Target`, if this is one that is answered.
+pub(crate) fn asks_who_calls(service: &str, body: &[u8]) -> bool {
+    service == "sts" && action(body).as_deref() == Some("GetCallerIdentity")
+}
+
+/// Answers GetCallerIdentity.
+pub(crate) fn caller_identity(account: &str, arn: &str, user: &str) -> Reply {
+    let [account, arn, user] = [account, arn, user].map(escape);
     Reply::xml(200, |id| {
         format!(
             "<GetCallerIdentityResponse xmlns=\"{STS_NAMESPACE}\"><GetCallerIdentityResult><Arn>{arn}</Arn>\
-             <UserId>{account}</UserId><Account>{account}</Account></GetCallerIdentityResult>\
+             <UserId>{user}</UserId><Account>{account}</Account></GetCallerIdentityResult>\
              <ResponseMetadata><RequestId>{id}</RequestId></ResponseMetadata></GetCallerIdentityResponse>"
         )
     })

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod faults;
 pub mod image;
 mod logs;
 mod machine;
@@ -19,6 +20,8 @@ mod task;
 
 /// What is said over the stream of a command ([`Runtime::execute`]).
 pub use berth_protocol as protocol;
-pub use machine::{Isolation, UserRange};
-pub use runtime::{Runtime, RuntimeConfig, RuntimeError};
+pub use machine::{Isolation, MachineOptions, Rates, UserRange};
+pub use runtime::{LogMatcher, Overcommit, Ratio, Runtime, RuntimeConfig, RuntimeError};
+pub use task::endpoint::EndpointCall;
 pub use task::host::{GuestStream, MachineMetrics};
+pub use task::usage::Measurement;

@@ -5,10 +5,12 @@ mod image_support;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
 use berth_runtime::image::{ImageError, ImageOptions, ImageStore, PullLimits, PullPhase};
 use image_support::{
-    LIMITS, LayerBuilder, Mounted, Packing, files_of, have, layout, layout_for, pull, run, see, small, store,
+    LIMITS, LayerBuilder, Mounted, Packing, files_of, have, layout, layout_for, list, pull, run, see, small,
+    store,
 };
 use serde_json::json;
 use tar::EntryType;
@@ -172,15 +174,15 @@ async fn images_with_the_same_layers_share_a_root_file_system() {
     assert_ne!(a.digest, b.digest);
     assert_eq!((a.config.cmd[0].as_str(), b.config.cmd[0].as_str()), ("a", "b"));
     assert_eq!(a.rootfs, b.rootfs);
-    assert_eq!(store.list().await.unwrap(), [a.clone(), b.clone()]);
+    assert_eq!(list(&store).await, [a.clone(), b.clone()]);
 
     // Removal of one keeps what the other has.
-    assert!(store.remove(&a_reference).await.unwrap());
-    assert!(!store.remove(&a_reference).await.unwrap());
+    assert!(store.remove(&a_reference).await.unwrap().is_some());
+    assert_eq!(store.remove(&a_reference).await.unwrap(), None);
     assert!(b.rootfs.exists());
-    assert_eq!(store.list().await.unwrap(), std::slice::from_ref(&b));
-    assert_eq!(store.prune(&[b.digest].into()).await.unwrap(), 0);
-    assert!(store.prune(&[].into()).await.unwrap() > b.size_bytes);
+    assert_eq!(list(&store).await, std::slice::from_ref(&b));
+    assert_eq!(store.prune(SystemTime::UNIX_EPOCH).await.unwrap(), (vec![], 0));
+    assert!(store.prune(SystemTime::now()).await.unwrap().1 >= b.size_bytes);
     assert_eq!(files_of(&dir), Vec::<String>::new());
 }
 
@@ -234,7 +236,7 @@ async fn a_refused_image_leaves_nothing_behind() {
         store.pull(&bomb, None, small, &|_| {}).await,
         Err(ImageError::LargerThanDisk { .. })
     ));
-    store.prune(&[].into()).await.unwrap();
+    store.prune(SystemTime::now()).await.unwrap();
     assert_eq!(files_of(&dir), Vec::<String>::new());
 }
 
@@ -323,6 +325,7 @@ async fn layouts_that_are_not_are_named() {
     let options = ImageOptions {
         insecure_registries: [].into(),
         max_compressed_bytes: 1,
+        ..ImageOptions::default()
     };
     let again = ImageStore::open(&dir, options)
         .err()
@@ -344,7 +347,7 @@ async fn what_a_crash_left_is_cleared_and_the_rest_is_kept() {
     std::fs::write(dir.join("tmp/7/deep/file"), "x").unwrap();
     let reopened = store(&dir, &[]);
     assert_eq!(std::fs::read_dir(dir.join("tmp")).unwrap().count(), 0);
-    assert_eq!(reopened.list().await.unwrap(), [first]);
+    assert_eq!(list(&reopened).await, [first]);
 }
 
 #[tokio::test]

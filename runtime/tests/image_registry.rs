@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use berth_runtime::image::{Digest, ImageError, ImageOptions, ImageStore};
 use image_support::{
     LIMITS, Layout, Registry, Scripted, answer, credentials, files_of, free_address, have, layout_for, pull,
-    small, store,
+    serve, small, store,
 };
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ async fn an_image_is_pulled_by_tag_and_by_digest_and_fetched_once() {
     let requests = registry.requests();
     assert_eq!(
         requests[before..],
-        ["GET /v2/team/app/manifests/v1"],
+        ["HEAD /v2/team/app/manifests/v1"],
         "a tag is only looked up again"
     );
 
@@ -202,6 +202,7 @@ async fn downloads_are_bounded_before_they_begin() {
     let options = ImageOptions {
         insecure_registries: [registry.address.clone()].into(),
         max_compressed_bytes: 10,
+        ..ImageOptions::default()
     };
     let store = ImageStore::open(&home.path().join("store"), options).unwrap();
     let error = pull(&store, &reference).await.unwrap_err();
@@ -267,24 +268,6 @@ async fn concurrent_pulls_fetch_once() {
     assert_eq!(blobs.len(), 2, "one configuration and one layer: {blobs:?}");
     blobs.dedup();
     assert_eq!(blobs.len(), 2);
-}
-
-/// The documents and blobs of a layout, as a registry would give them; `None` for what is not there.
-fn serve(layout: &Layout, head: &str) -> Option<Vec<u8>> {
-    let path = head.split(' ').nth(1)?;
-    let manifest = path.contains("/manifests/");
-    let hex = if path.ends_with("/v1") {
-        layout.manifest.hex()
-    } else {
-        path.rsplit_once(':')?.1.to_owned()
-    };
-    let body = std::fs::read(layout.dir.join("blobs/sha256").join(hex)).ok()?;
-    let kind = if manifest {
-        "application/vnd.oci.image.manifest.v1+json"
-    } else {
-        "application/octet-stream"
-    };
-    Some(answer("200 OK", &format!("Content-Type: {kind}\r\n"), &body))
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ import pytest
 import host
 import journal
 import product
+import vmm
 from daemon import Daemon
 from images import Images
 from registry import Registry
@@ -20,6 +21,7 @@ def pytest_configure(config):
     # summary names.
     if os.environ.get("BERTH_LAB") == "nested":
         config.option.reruns = 1
+    vmm.Machine.before = host.on_the_last_processor()
     if journal.path():
         config.pluginmanager.register(journal.Journal(journal.path()), "journal")
     missing = product.missing()
@@ -34,23 +36,34 @@ def registry():
     registry.stop()
 
 
+# alice's password is "correct horse".
+ALICE = ("alice", "$2b$04$F9yWkqe3hQaCiRaBverdTuGp0d25nU165hH8Bt0DWgBpfNMyQMcNS")
+
+
+@pytest.fixture(scope="session")
+def private_registry():
+    registry = Registry(ALICE).start()
+    yield registry
+    registry.stop()
+
+
 @pytest.fixture(scope="session")
 def images(registry):
     return Images(registry)
 
 
 @pytest.fixture(scope="session")
-def daemon(images):
+def daemon(images, private_registry):
     """The daemon that every test uses; at its end, nothing of any task may be left on the host."""
     before = host.snapshot(product.SCRATCH / "data")
     assert before["machines"] == [], "another Berth runs on this host"
     # The emulated lab's own kernel does not bear many clones at once (lab/README.md); `test_templates` makes a few.
     arguments = ["--isolation=strict"] if os.environ.get("BERTH_LAB") == "nested" else []
-    daemon = Daemon(product.SCRATCH / "data", [images.registry.host], arguments)
+    daemon = Daemon(product.SCRATCH / "data", [images.registry.host, private_registry.host], arguments)
     daemon.start()
     try:
         # What the daemon makes once, at its first task, is no leak: the snapshot is taken after that.
-        tasks = Tasks(daemon, _default_network(daemon))
+        tasks = Tasks(daemon, default_network(daemon))
         assert tasks.finish(images.busybox, "true")["containers"][0]["exitCode"] == 0
         settled = _settled(daemon)
     except BaseException:
@@ -62,7 +75,7 @@ def daemon(images):
     if not daemon.is_alive():
         daemon.start()
     left = daemon.client("ecs").list_tasks()["taskArns"]
-    tasks = Tasks(daemon, _default_network(daemon))
+    tasks = Tasks(daemon, default_network(daemon))
     tasks.stop(*({"taskArn": arn} for arn in left))
     leaks = host.wait_for_no_difference(settled, daemon.data_dir)
     assert daemon.stop() == 0, daemon.tail()
@@ -88,7 +101,7 @@ def _settled(daemon):
     raise AssertionError(f"the first task left something behind: {last}")
 
 
-def _default_network(daemon):
+def default_network(daemon):
     networks = daemon.wire.berth("DescribeNetworks")
     subnet = next(subnet for subnet in networks["subnets"] if subnet["isDefault"])
     return {"subnets": [subnet["subnetId"]], "assignPublicIp": "DISABLED"}
@@ -110,7 +123,7 @@ def running(daemon):
 @pytest.fixture
 def tasks(running):
     """The tasks of the default cluster. Those that a test leaves are stopped after it."""
-    tasks = Tasks(running, _default_network(running))
+    tasks = Tasks(running, default_network(running))
     yield tasks
     if not running.is_alive():
         running.start()

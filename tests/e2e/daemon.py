@@ -26,6 +26,7 @@ ACCOUNT = "123456789012"
 # In the emulated lab everything takes its time.
 START_SECONDS = 120
 STOP_SECONDS = 60
+OVERCOMMIT_CPU = 16
 
 
 class Daemon:
@@ -38,6 +39,8 @@ class Daemon:
         self.arguments = [f"--data-dir={self.data_dir}", f"--listen=127.0.0.1:{self.port}", f"--account-id={ACCOUNT}"]
         self.arguments += [f"--vmm={product.VMM}"]
         self.arguments += [f"--kernel={product.GUEST}/vmlinux", f"--initrd={product.GUEST}/initrd.cpio"]
+        # Tests and demonstrations run on small hosts, and their tasks are idle mostly and write little.
+        self.arguments += [f"--overcommit-cpu={OVERCOMMIT_CPU}", "--overcommit-disk=100"]
         self.arguments += [f"--insecure-registry={registry}" for registry in insecure_registries]
         self.arguments += list(arguments)
         self.exports = ""
@@ -45,13 +48,14 @@ class Daemon:
 
     # Life.
 
-    def start(self):
-        """Starts it and returns once it says that it listens."""
+    def start(self, faults=""):
+        """Starts it and returns once it says that it listens. `faults` arms fault points (docs/architecture.md)."""
         environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", "info"), "RUST_BACKTRACE": "1"}
+        environment["BERTH_FAULTS"] = faults
         with open(self.log, "ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [product.BERTH, "serve", *self.arguments],
+                [*host.on_the_last_processor(), product.BERTH, "serve", *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,5 +1,6 @@
 """What a task may leave behind on the host: taken before and after, and compared."""
 
+import os
 import re
 import subprocess
 import time
@@ -9,6 +10,15 @@ PREFIX = "berth"
 CGROUP = Path("/sys/fs/cgroup") / PREFIX
 # What moves by itself: counters, the time until a conntrack entry or a set element is forgotten.
 MOVING = re.compile(r"counter packets \d+ bytes \d+|expires \S+")
+
+
+def on_the_last_processor():
+    """What goes before a command whose guests, or whose children's, must not run on the emulated lab's first processor: an
+    interrupt that meets a guest's entry there brings that lab down (lab/README.md). Nothing elsewhere."""
+    processors = sorted(os.sched_getaffinity(0))
+    if os.environ.get("BERTH_LAB") != "nested" or len(processors) < 2:
+        return []
+    return ["taskset", "--cpu-list", str(processors[-1])]
 
 
 def _lines(*command):

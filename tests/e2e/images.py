@@ -35,25 +35,41 @@ class Entries:
 
     def __init__(self):
         self._buffer = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)
+        self._tar = tarfile.open(
+            fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
+        )
 
-    def _add(self, name, kind, mode, data=b"", link=""):
+    def _add(self, name, kind, mode, data=b"", link="", owner=(0, 0), mtime=0, xattrs=None):
         info = tarfile.TarInfo(name)
         info.type, info.mode, info.linkname, info.size = kind, mode, link, len(data)
+        info.uid, info.gid = owner
+        info.mtime = mtime
+        for attribute, value in (xattrs or {}).items():
+            info.pax_headers[f"SCHILY.xattr.{attribute}"] = value.decode("utf-8", "surrogateescape")
         self._tar.addfile(info, io.BytesIO(data))
         return self
 
-    def directory(self, name, mode=0o755):
-        return self._add(name, tarfile.DIRTYPE, mode)
+    def directory(self, name, mode=0o755, **options):
+        return self._add(name, tarfile.DIRTYPE, mode, **options)
 
-    def file(self, name, data, mode=0o644):
-        return self._add(name, tarfile.REGTYPE, mode, data if isinstance(data, bytes) else data.encode())
+    def file(self, name, data, mode=0o644, **options):
+        return self._add(name, tarfile.REGTYPE, mode, data if isinstance(data, bytes) else data.encode(), **options)
 
-    def symlink(self, name, target):
-        return self._add(name, tarfile.SYMTYPE, 0o777, link=target)
+    def hole(self, name, size):
+        """A file of `size` bytes of which none is stored."""
+        info = tarfile.TarInfo(name)
+        info.pax_headers["GNU.sparse.size"] = str(size)
+        self._tar.addfile(info)
+        return self
 
-    def hardlink(self, name, target):
-        return self._add(name, tarfile.LNKTYPE, 0o644, link=target)
+    def symlink(self, name, target, **options):
+        return self._add(name, tarfile.SYMTYPE, 0o777, link=target, **options)
+
+    def hardlink(self, name, target, **options):
+        return self._add(name, tarfile.LNKTYPE, 0o644, link=target, **options)
+
+    def fifo(self, name, mode, **options):
+        return self._add(name, tarfile.FIFOTYPE, mode, **options)
 
     def layer(self):
         self._tar.close()
@@ -148,12 +164,21 @@ class Images:
         self.busybox = self.add("busybox", [self._base], {"Cmd": ["sh"]})
         self.web = self.add("web", [self._base, self._web], {"Cmd": ["webserver"], "ExposedPorts": {"80/tcp": {}}})
 
-    def add(self, name, layers, config=None):
+    def add(self, name, layers, config=None, registry=None, push=()):
         """Pushes an image and returns its reference."""
-        folder = product.SCRATCH / "layouts" / f"{self.registry.port}-{name}"
+        registry = registry or self.registry
+        folder = product.SCRATCH / "layouts" / f"{registry.port}-{name}"
         self.digests[name] = write_layout(folder, layers, config or {})
-        self.registry.push(folder, name)
-        return f"{self.registry.host}/{name}:latest"
+        registry.push(folder, name, *push)
+        return f"{registry.host}/{name}:latest"
+
+    def on_base(self, name, layers, config=None, **options):
+        """An image with a shell, and these layers on top."""
+        return self.add(name, [self._base, *layers], {"Cmd": ["true"], **(config or {})}, **options)
+
+    def with_tree(self, name, layers):
+        """An image that can say what it is seen to hold (`webserver tree`), with these layers on top."""
+        return self.add(name, [self._base, self._web, *layers], {"Cmd": ["webserver", "tree", "/shape"]})
 
     def hostile(self, name, layer):
         """A good base with a hostile layer on top."""

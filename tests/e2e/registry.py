@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import time
@@ -16,7 +17,9 @@ def free_port():
 
 
 class Registry:
-    def __init__(self):
+    def __init__(self, user=None):
+        """With a `user` and a bcrypt hash of the password, nobody else gets anything."""
+        self.user = user
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         self.folder = product.SCRATCH / f"registry-{self.port}"
@@ -30,6 +33,10 @@ class Registry:
             "storage": {"filesystem": {"rootdirectory": str(self.folder / "data")}},
             "http": {"addr": self.host},
         }
+        if self.user:
+            passwords = self.folder / "htpasswd"
+            passwords.write_text(":".join(self.user) + "\n")
+            config["auth"] = {"htpasswd": {"realm": "e2e", "path": str(passwords)}}
         path = self.folder / "config.yml"
         path.write_text(json.dumps(config))
         with open(self.folder / "log", "ab") as log:
@@ -47,7 +54,7 @@ class Registry:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", "/v2/")
-            return connection.getresponse().status == 200
+            return connection.getresponse().status in (200, 401)
         except OSError:
             return False
         finally:
@@ -59,10 +66,17 @@ class Registry:
             self._process.wait(timeout=60)
             self._process = None
 
-    def push(self, layout, name):
+    def requests(self):
+        """What was asked so far, as `GET /v2/…`, from its access log."""
+        # The log is written after the answer.
+        time.sleep(0.5)
+        log = (self.folder / "log").read_text(errors="replace")
+        return [f"{method} {path}" for method, path in re.findall(r'"(GET|HEAD) (/v2/\S+) HTTP/1', log)]
+
+    def push(self, layout, name, *options):
         subprocess.run(
             ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]
-            + [f"oci:{layout}", f"docker://{self.host}/{name}:latest"],
+            + [*options, f"oci:{layout}", f"docker://{self.host}/{name}:latest"],
             check=True,
             timeout=300,
             stdin=subprocess.DEVNULL,

@@ -24,7 +24,9 @@ class Tasks:
         self.daemon, self.network = daemon, network
         self.ecs, self.logs = daemon.client("ecs"), daemon.client("logs")
 
-    def define(self, image, command=None, environment=None, cpu="1024", memory="2048", log_group=None, **container):
+    def define(
+        self, image, command=None, environment=None, cpu="1024", memory="2048", log_group=None, log_options=None, **container
+    ):
         """Registers a definition of one container and returns its ARN.
 
         A whole vCPU where the test does not say: in the emulator a quarter of one takes four times as long to start.
@@ -53,6 +55,7 @@ class Tasks:
                     "awslogs-region": "us-east-1",
                     "awslogs-stream-prefix": "e2e",
                     "awslogs-create-group": "true",
+                    **(log_options or {}),
                 },
             }
         return self.ecs.register_task_definition(**definition)["taskDefinition"]["taskDefinitionArn"]

@@ -3,6 +3,8 @@
 import datetime
 import http.client
 import json
+import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import botocore.credentials
 import botocore.exceptions
 import pytest
+from daemon import OVERCOMMIT_CPU
 from wire import WireError
 
 HUNDRED_MB = 100_000_000
@@ -151,6 +154,25 @@ def test_sizes_outside_the_table_are_refused_in_awss_words(running, cpu, memory)
         f"No Fargate configuration exists for given values: {cpu} CPU, {memory} memory."
         " See the Amazon ECS documentation for the valid values."
     )
+
+
+def test_what_the_host_has_no_room_for_is_refused_with_what_is_missing(tasks, images):
+    # Ten of the largest: no host that this runs on has 1,200 GiB of memory.
+    definition = tasks.define(images.busybox, "true", cpu="16384", memory="122880")
+    before = tasks.ecs.list_tasks()["taskArns"]
+    answer = tasks.ecs.run_task(
+        taskDefinition=definition,
+        launchType="FARGATE",
+        count=10,
+        networkConfiguration={"awsvpcConfiguration": tasks.network},
+    )
+    [failure] = answer["failures"]
+    short_of_cpus = 160 > OVERCOMMIT_CPU * len(os.sched_getaffinity(tasks.daemon.process.pid))
+    assert failure["reason"] == ("RESOURCE:CPU" if short_of_cpus else "RESOURCE:MEMORY")
+    assert re.fullmatch(r"\d+ (CPU units|MiB of memory) are needed, and \d+ are free", failure["detail"])
+    # All or none.
+    assert answer["tasks"] == []
+    assert tasks.ecs.list_tasks()["taskArns"] == before
 
 
 def test_unknown_cluster_is_named_so(running):

@@ -1,16 +1,25 @@
-"""Commands in a container that runs: streams, exit codes, terminals, and who may run them."""
+"""Commands in a container that runs: streams, exit codes, terminals, and who may run them; over Berth's own operation, and
+over ECS's, with sessions as Session Manager's."""
 
+import base64
 import hashlib
+import json
 import os
 import pty
 import re
 import select
 import subprocess
+import sys
 import time
+from pathlib import Path
 
+import botocore.exceptions
 import pytest
+import websocket
 
 import product
+import session_manager
+from session_manager import Terminal
 from tasks import task_id
 
 MIB = 1 << 20
@@ -130,3 +139,156 @@ def test_a_command_ends_with_whoever_asked_for_it(running, task):
     process.kill()
     process.wait()
     wait_for(b"gone")
+
+
+def test_what_joins_a_container_never_has_more_rights_than_it(running, images, tasks):
+    # It looks at every process that it can see, and tells of each set of rights that is new.
+    line = """seen=
+while true; do
+    for rights in $(grep -hs CapPrm /proc/[0-9]*/status | grep -o '[0-9a-f]\\{16\\}'); do
+        case "$seen" in *$rights*) ;; *) seen="$seen $rights"; echo $rights >> /tmp/rights ;; esac
+    done
+done"""
+    task = tasks.start(
+        images.busybox,
+        line,
+        stopTimeout=2,
+        linuxParameters={"capabilities": {"add": ["SYS_PTRACE"]}},
+        healthCheck={"command": ["CMD", "true"], "interval": 5, "retries": 1},
+    )
+    for _ in range(10):
+        running.berth("exec", task_id(task), "--", "sh", "-c", "exit 0", check=True)
+    own = running.berth("exec", task_id(task), "--", "grep", "CapPrm", "/proc/self/status", check=True).stdout.split()[1]
+    seen = running.berth("exec", task_id(task), "--", "cat", "/tmp/rights", check=True).stdout.split()
+    assert seen == [own]
+
+
+# ECS's ExecuteCommand.
+
+
+@pytest.fixture
+def enabled(images, tasks):
+    definition = tasks.define(images.busybox, "trap 'exit 0' TERM; while true; do sleep 1; done", stopTimeout=2)
+    return tasks.wait(tasks.run(definition, enableExecuteCommand=True), "RUNNING")
+
+
+def session(tasks, task, command="sh", **options):
+    answer = tasks.ecs.execute_command(task=task["taskArn"], command=command, interactive=True, **options)
+    assert answer["taskArn"] == task["taskArn"] and answer["clusterArn"] == task["clusterArn"]
+    assert answer["containerName"] == "main" and answer["interactive"] is True
+    assert answer["containerArn"] == task["containers"][0]["containerArn"]
+    return answer["session"]
+
+
+def refusal(call, **arguments):
+    with pytest.raises(botocore.exceptions.ClientError) as refused:
+        call(**arguments)
+    error = refused.value.response["Error"]
+    return error["Code"], error["Message"]
+
+
+def test_a_session_of_ecs_is_a_terminal(running, tasks, enabled):
+    offered = session(tasks, enabled, container="main")
+    assert re.fullmatch(r"ecs-execute-command-[0-9a-f]{17}", offered["sessionId"])
+    assert offered["streamUrl"].startswith(f"ws://127.0.0.1:{running.port}/v1/data-channel/{offered['sessionId']}?")
+    assert len(base64.b64decode(offered["tokenValue"])) == 48
+
+    # A wrong token opens nothing, and the session still waits for its own.
+    with pytest.raises((AssertionError, websocket.WebSocketException, OSError)):
+        Terminal({**offered, "tokenValue": "A" * 64})
+    late = websocket.create_connection(offered["streamUrl"], timeout=session_manager.SECONDS)
+    terminal = Terminal(offered, columns=132, rows=43)
+    # Nobody has it twice.
+    late.send(json.dumps({"MessageSchemaVersion": "1.0", "TokenValue": offered["tokenValue"]}))
+    assert late.recv_data()[0] == websocket.ABNF.OPCODE_CLOSE
+    with pytest.raises(websocket.WebSocketBadStatusException):
+        Terminal(offered)
+
+    terminal.expect(rb"[#$] ")
+    terminal.type(b"tty; stty size; echo TERM=$TERM\r")
+    terminal.expect(rb"/dev/pts/\d+\r\n43 132\r\nTERM=xterm-256color\r\n")
+    terminal.resize(100, 30)
+    terminal.type(b"stty size\r")
+    terminal.expect(rb"30 100\r\n")
+    terminal.socket.ping("keepalive")
+    # A key interrupts what runs, and not the shell.
+    terminal.type(b"echo begun; sleep 3600\r")
+    terminal.expect(rb"\nbegun\r\n")
+    terminal.type(b"\x03")
+    terminal.type(b"echo still $((40 + 2))\r")
+    terminal.expect(rb"still 42\r\n")
+    terminal.type(rb"printf '\303\251\360\237\230\200\n'" + b"\r")
+    terminal.expect("é😀\r\n".encode())
+    terminal.type(b"exit 5\r")
+    assert terminal.end()[1] == ""
+    assert offered["tokenValue"] not in running.said()
+
+
+def test_a_session_of_ecs_passes_all_of_the_output(tasks, enabled):
+    size = 300_000
+    line = f"stty -opost; head -c {size} /dev/urandom > /tmp/data; sha256sum < /tmp/data; cat /tmp/data"
+    terminal = Terminal(session(tasks, enabled, f"sh -c '{line}'"))
+    output, told = terminal.end()
+    digest, data = output[:64].decode(), output.split(b"\n", 1)[1]
+    assert len(data) == size and hashlib.sha256(data).hexdigest() == digest and told == ""
+
+    # Much input, which the command takes later than it comes.
+    terminal = Terminal(session(tasks, enabled, "sh -c 'stty raw -echo; echo ready; sleep 3; head -c 200000 | sha256sum'"))
+    terminal.expect(rb"ready\n")
+    data = os.urandom(200_000)
+    terminal.type(data)
+    assert hashlib.sha256(data).hexdigest().encode() in terminal.end()[0]
+
+    # The words are run as they are, with no shell; what is no program is told.
+    output, _ = Terminal(session(tasks, enabled, "echo $HOME '*' \"a  b\"")).end()
+    assert output == b"$HOME * a  b\r\n"
+    output, told = Terminal(session(tasks, enabled, "no-such-program")).end()
+    assert output == b"" and "Unable to start command: Failed to start pty: " in told and "not found" in told
+
+    # The command ends with its client.
+    terminal = Terminal(session(tasks, enabled, "sh -c 'echo $$ > /tmp/pid; echo up; exec sleep 3600'"))
+    terminal.expect(rb"up\r\n")
+    terminal.hang_up()
+    look = "sh -c 'while kill -0 $(cat /tmp/pid); do sleep 1; done 2> /dev/null; echo gone'"
+    assert Terminal(session(tasks, enabled, look)).end()[0] == b"gone\r\n"
+
+
+def test_what_ecs_refuses_to_execute(running, images, tasks, task, enabled):
+    execute = tasks.ecs.execute_command
+    good = {"task": enabled["taskArn"], "command": "true", "interactive": True}
+    agent = enabled["containers"][0]["managedAgents"]
+    assert [(it["name"], it["lastStatus"]) for it in agent] == [("ExecuteCommandAgent", "RUNNING")]
+    assert enabled["enableExecuteCommand"] is True and "lastStartedAt" in agent[0]
+    assert "managedAgents" not in task["containers"][0]
+    assert refusal(execute, **{**good, "interactive": False}) == (
+        "InvalidParameterException",
+        "Interactive is the only mode supported currently.",
+    )
+    code, message = refusal(execute, **{**good, "task": task["taskArn"]})
+    assert code == "InvalidParameterException" and "execute command was not enabled when the task was run" in message
+    assert refusal(execute, **{**good, "cluster": "nowhere"})[0] == "ClusterNotFoundException"
+    assert refusal(execute, **{**good, "task": "0" * 32}) == (
+        "InvalidParameterException",
+        "The referenced task was not found.",
+    )
+    assert refusal(execute, **{**good, "container": "nobody"})[0] == "InvalidParameterException"
+    assert "is not closed" in refusal(execute, **{**good, "command": "echo 'a"})[1]
+    assert refusal(execute, **{**good, "command": "x" * 9000})[0] == "InvalidParameterException"
+    # Nobody connects to what was not offered.
+    with pytest.raises(websocket.WebSocketBadStatusException):
+        websocket.create_connection(f"ws://127.0.0.1:{running.port}/v1/data-channel/ecs-execute-command-0")
+    tasks.stop(enabled)
+    assert "agent isn’t running" in refusal(execute, **good)[1]
+
+
+def test_the_aws_cli_executes_a_command(running, tasks, enabled, tmp_path, monkeypatch):
+    plugin = tmp_path / "session-manager-plugin"
+    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(session_manager.__file__)} "$@"\n')
+    plugin.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = running.aws(
+        *("ecs", "execute-command", "--task", task_id(enabled), "--container", "main", "--interactive"),
+        *("--command", "sh -c 'echo it is $((40 + 2)); hostname'"),
+    )
+    hostname = "ip-" + enabled["containers"][0]["networkInterfaces"][0]["privateIpv4Address"].replace(".", "-")
+    assert f"it is 42\n{hostname}\n" in said.replace("\r", "") and "Exiting session with sessionId: ecs-execute-" in said

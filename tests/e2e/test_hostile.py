@@ -224,8 +224,8 @@ def test_a_device_withstands_its_driver(hostile, neighbour, kind):
         elif word == "done":
             done.append(rest)
         else:
-            status = guest.machine.process.wait(timeout=PATIENCE) if line == "the end" else "none yet"
-            pytest.fail(f"{kind}, attack {attack}: the guest said {line!r}, the status of its machine is {status}")
+            end = guest.wait_for_its_end() if line == "the end" else "not there yet"
+            pytest.fail(f"{kind}, attack {attack}: the guest said {line!r}, the end of its machine is {end}")
     assert line == f"idle after {len(done)} attacks" and len(done) > 20
 
     assert guest.machine.request("info")["memory_mib"] == MEMORY_MIB

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 from tasks import STOP_SECONDS, container, task_id
 
-# us-east-1, Linux on x86, on demand: 10^-9 dollars per vCPU-hour and GB-hour.
-VCPU_HOUR, GB_HOUR = 40_480_000, 4_445_000
+# us-east-1, Linux on x86, on demand: 10^-9 dollars per vCPU-hour, GB-hour, and GB-hour of storage beyond what is free.
+VCPU_HOUR, GB_HOUR, STORAGE_HOUR = 40_480_000, 4_445_000, 111_000
+FREE_STORAGE_GIB = 20
 MINIMUM_SECONDS = 60
 ROUNDS = 50
 # The lab has memory for more, but the emulator has not the time.
@@ -22,12 +23,12 @@ def nearest(numerator, denominator):
 
 def cost(line):
     """Of one line: CPU units are 1/1024 vCPU, MiB are 1/1024 GB; each part is rounded by itself. A pause costs memory
-    alone."""
+    and storage alone."""
     seconds = line["billedSeconds"]
-    assert line["ephemeralStorageGib"] == 20
     vcpu = nearest(line["cpuUnits"] * (seconds - line["pausedSeconds"]) * VCPU_HOUR, 1024 * 3600)
     memory = nearest(line["memoryMib"] * seconds * GB_HOUR, 1024 * 3600)
-    return vcpu, memory, 0
+    storage = nearest((line["ephemeralStorageGib"] - FREE_STORAGE_GIB) * seconds * STORAGE_HOUR, 3600)
+    return vcpu, memory, storage
 
 
 def assert_exact(bill):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import host
 import pytest
-from tasks import eni, task_id
+import test_volumes as volumes
+from tasks import ROLE, eni, task_id
 
 # Who it is, when it is, and that its disks and its network are its own.
 SAYS = (
@@ -92,3 +93,19 @@ def test_a_task_boots_where_its_clone_cannot_start(images, daemon_with, daemon, 
         tasks.stop(task)
     # It is not tried again.
     assert daemon.said().count("a clone did not start") == 1
+
+
+def test_a_clone_has_the_volume_of_its_task(images, daemon_with, daemon, tasks):
+    daemon_with()
+    daemon.berth("volume", "create", "cloned", "--size=1", check=True)
+    mounted = "grep -q ' /data ext4 ' /proc/mounts && cat /data/said 2>/dev/null; echo more >> /data/said; echo done; sleep 3600"
+    definition = volumes.define(tasks, images.busybox, mounted, cpu="512", memory="3072")
+    configuration = {"name": "data", "managedEBSVolume": {"roleArn": ROLE, "snapshotId": "cloned"}}
+    for turn in range(2):
+        task = tasks.wait(tasks.run(definition, volumeConfigurations=[configuration]), "RUNNING")
+        assert tasks.wait_for_output(task, "done") == "more\n" * turn + "done\n"
+        assert is_clone(task) == (turn > 0)
+        if turn == 0:
+            daemon.wait_for_template("1x3072-")
+        tasks.stop(task)
+    daemon.berth("volume", "rm", "cloned", check=True)

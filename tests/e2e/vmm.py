@@ -57,6 +57,9 @@ class Snapshot:
 class Machine:
     """A machine that boots, or goes on from a snapshot. Its serial port, if it has one, is a pipe."""
 
+    # What goes before its command.
+    before = []
+
     def __init__(
         self,
         cmdline=None,
@@ -138,7 +141,7 @@ class Machine:
         os.lseek(opened[-1], 0, os.SEEK_SET)
         self._client = None
         self.started = time.monotonic()
-        command = [product.VMM, "--config-fd", str(hand(opened[-1]))]
+        command = [*self.before, product.VMM, "--config-fd", str(hand(opened[-1]))]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=handed)
         for descriptor in opened:
             os.close(descriptor)

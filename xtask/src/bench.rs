@@ -1,11 +1,11 @@
-//! `cargo xtask bench`: builds Berth and measures it: `tests/bench.py` in the lab.
+//! `cargo xtask bench`: builds Berth and measures it: `tests/bench` in the lab.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
 use crate::product::Product;
-use crate::setup::Consent;
+use crate::setup::{self, Consent};
 use crate::{lab, workspace};
 
 #[derive(Clone, Debug, clap::Args)]
@@ -16,6 +16,9 @@ pub(crate) struct Options {
     /// Rounds of each measurement
     #[arg(long, default_value_t = 9)]
     rounds: u32,
+    /// Measures this group alone: boots, clones, starts, logs or data; can be given several times
+    #[arg(long, value_name = "GROUP")]
+    only: Vec<String>,
     /// Installs what is needed without asking (as do CI=true and BERTH_YES=1)
     #[arg(long)]
     yes: bool,
@@ -23,8 +26,9 @@ pub(crate) struct Options {
 
 /// Returns the status of the script.
 pub(crate) fn run(options: &Options) -> Result<u8> {
+    setup::ensure(&[setup::BENCH], Consent::new(options.yes))?;
     let product = Product::build(Consent::new(options.yes))?;
-    let script = workspace::root().join("tests/bench.py");
+    let script = workspace::root().join("tests/bench/bench.py");
     let mut line = product.python([script]);
     // The only folder of the lab that stays.
     let figures = lab::results().join("bench.json");
@@ -34,6 +38,9 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         "--json".into(),
         figures.clone().into(),
     ]);
+    for group in &options.only {
+        line.extend(["--only".into(), group.into()]);
+    }
     let status = lab::run(&lab::Options::for_command(line, options.yes))?;
     if let (0, Some(wanted)) = (status, &options.json) {
         std::fs::copy(&figures, wanted).with_context(|| format!("cannot write {}", wanted.display()))?;

@@ -27,7 +27,7 @@ pub(crate) fn build(consent: Consent) -> Result<PathBuf> {
     write_if_changed(&folder.join("vmlinux"), &image)?;
 
     let init = step("build berth-init", || {
-        build_static("berth-init", "berth-init", "machine")
+        build_static("berth-init", "berth-init", "guest")
     })?;
     let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
     let archive = initrd(&init).context("cannot make the initial RAM file system")?;

@@ -58,6 +58,13 @@ pub(crate) const TESTS: &[Package] = &[
     package("python3-venv", "/usr/share/doc/python3-venv"),
 ];
 
+/// For measuring the data path of a machine.
+pub(crate) const BENCH: &[Package] = &[
+    package("fio", "/usr/bin/fio"),
+    package("iperf3", "/usr/bin/iperf3"),
+    package("socat", "/usr/bin/socat"),
+];
+
 /// Whether to install without asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Consent {

@@ -18,7 +18,7 @@ use crate::tally::{Tally, journal, journal_failures, passed_idly, summary_line};
 use crate::{fuzz, lab, workspace};
 
 /// The whole end-to-end suite ends well within this time, even in nested labs of which some are lost.
-const END_TO_END_LIMIT: Duration = Duration::from_secs(3900);
+const END_TO_END_LIMIT: Duration = Duration::from_secs(4300);
 
 /// A test says how it ended within fifteen minutes; after that it is the lab that has stalled, in seconds.
 const END_TO_END_SILENCE: u64 = 1100;

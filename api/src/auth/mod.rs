@@ -1,14 +1,15 @@
 //! Signature Version 4 in the `Authorization` header: signing for our own client, verifying for the server, and the
-//! canonical form that both share. Presigned URLs, chunked signing and session tokens are not spoken.
+//! canonical form that both share; and the temporary credentials of tasks. Presigned URLs and chunked signing are not spoken.
 
 mod canonical;
 pub mod sign;
+pub mod temporary;
 #[cfg(test)]
 mod tests;
 pub mod verify;
 
 pub use sign::{Scope, Unsigned, sign};
-pub use verify::{Claim, Gate};
+pub use verify::{Claim, Gate, Principal};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const TERMINATOR: &str = "aws4_request";

@@ -307,6 +307,66 @@ fn signed_by_us(path: &str, query: &str, extra: &str, body: &[u8], now: Timestam
     request.body(()).unwrap().into_parts().0
 }
 
+/// A request of a task that has been given temporary credentials, with this token.
+fn signed_by_a_task(given: &temporary::Temporary, token: Option<&str>, now: Timestamp) -> Parts {
+    let mut headers = vec![("host", "localhost:7070")];
+    headers.extend(token.map(|token| ("x-amz-security-token", token)));
+    let request = Unsigned {
+        method: "POST",
+        path: "/",
+        query: "",
+        headers: &headers,
+        body: b"{}",
+    };
+    let scope = Scope {
+        region: "us-east-1",
+        service: "ecs",
+    };
+    let added = sign(&request, &given.credentials, scope, now);
+    let mut request = Request::builder().method("POST").uri("/");
+    for (name, value) in headers
+        .into_iter()
+        .chain(added.iter().map(|(name, value)| (*name, value.as_str())))
+    {
+        request = request.header(name, value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+#[test]
+fn temporary_credentials_are_taken_with_their_token_until_they_expire_and_tell_the_task() {
+    let (gate, clock) = gate("us-east-1", Timestamp(1_793_534_400_000));
+    let task = berth_runtime::model::task::TaskId::random();
+    let given = temporary::issue(&gate.credentials, &task, clock.now());
+    let token = Some(given.token.as_str());
+    let head = signed_by_a_task(&given, token, clock.now());
+    let claim = gate.admit(&head, Some("ecs")).unwrap();
+    assert_eq!(claim.principal, Principal::Task(task.clone()));
+    assert_eq!(gate.verify(&claim, &head, b"{}"), Ok(()));
+    assert!(!format!("{claim:?}").contains(given.credentials.secret_access_key()));
+    let code = |head: &Parts| verify(&gate, head, "ecs", b"{}").unwrap_err().code();
+    let without = signed_by_a_task(&given, None, clock.now());
+    assert_eq!(code(&without), "UnrecognizedClientException");
+    let mut unsigned = without;
+    unsigned
+        .headers
+        .insert("x-amz-security-token", given.token.parse().unwrap());
+    assert_eq!(code(&unsigned), "InvalidSignatureException");
+    let guessed = temporary::Temporary {
+        credentials: Credentials::new(given.credentials.access_key_id(), "guessed"),
+        ..given.clone()
+    };
+    assert_eq!(
+        code(&signed_by_a_task(&guessed, token, clock.now())),
+        "InvalidSignatureException"
+    );
+    clock.advance_millis(temporary::LIFE_MS);
+    assert_eq!(
+        code(&signed_by_a_task(&given, token, clock.now())),
+        "ExpiredTokenException"
+    );
+}
+
 proptest! {
     #[test]
     fn what_we_sign_is_taken_and_nothing_else(

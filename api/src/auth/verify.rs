@@ -4,22 +4,33 @@ use std::sync::Arc;
 
 use berth_runtime::clock::Clock;
 use berth_runtime::model::Timestamp;
+use berth_runtime::model::task::TaskId;
 use hyper::HeaderMap;
 use hyper::http::request::Parts;
 use subtle::ConstantTimeEq;
 
 use super::canonical::{CanonicalRequest, scope, sha256_hex, signature, string_to_sign};
 use super::sign::format_time;
-use super::{ALGORITHM, DATE_FORMAT, TERMINATOR};
+use super::{ALGORITHM, DATE_FORMAT, TERMINATOR, temporary};
 use crate::credentials::Credentials;
 use crate::error::ApiError;
 
 /// How far the caller's clock may be from ours; also how long a request can be replayed.
 const MAX_SKEW_MINUTES: u64 = 5;
+const SECURITY_TOKEN: &str = "x-amz-security-token";
 const MISMATCH: &str = "The request signature we calculated does not match the signature you provided. Check your \
                         AWS Secret Access Key and signing method. Consult the service documentation for details.";
 /// Longest piece of a caller's header that is repeated in an answer.
 const MAX_ECHO_CHARS: usize = 200;
+
+/// Who makes a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    /// Who has the key pair of the data directory.
+    Account,
+    /// A container of this task, or whoever it gave its credentials to.
+    Task(TaskId),
+}
 
 /// Who may come in.
 #[derive(Clone)]
@@ -34,6 +45,8 @@ pub struct Gate {
 pub struct Claim {
     /// The signing name of the service in the credential scope.
     pub service: String,
+    pub principal: Principal,
+    credentials: Credentials,
     time: String,
     signed_headers: Vec<String>,
     signature: String,
@@ -45,9 +58,7 @@ impl Gate {
         let header = single(&head.headers, "authorization")?.ok_or(ApiError::MissingAuthenticationToken)?;
         let authorization = Authorization::parse(header)?;
         let [key, date, region, scoped_service] = authorization.credential;
-        if key != self.credentials.access_key_id() {
-            return Err(ApiError::UnrecognizedClient);
-        }
+        let (principal, credentials) = self.holder(key, &head.headers)?;
         if region != self.region {
             return Err(ApiError::InvalidSignature(format!(
                 "Credential should be scoped to a valid region, not '{}'. This is '{}'.",
@@ -73,7 +84,7 @@ impl Gate {
             .map(str::to_owned)
             .collect();
         // A header that decides what is done must not be open to change on the way.
-        for required in ["host", "x-amz-date", "x-amz-target"] {
+        for required in ["host", "x-amz-date", "x-amz-target", SECURITY_TOKEN] {
             let missing = !signed_headers.iter().any(|name| name == required);
             if missing && (head.headers.contains_key(required) || required == "host") {
                 return Err(ApiError::InvalidSignature(format!(
@@ -86,6 +97,8 @@ impl Gate {
         }
         Ok(Claim {
             service: scoped_service.to_owned(),
+            principal,
+            credentials,
             time: time.to_owned(),
             signed_headers,
             signature: authorization.signature.to_owned(),
@@ -121,13 +134,26 @@ impl Gate {
         let date = &claim.time[..8];
         let scope = scope(date, &self.region, &claim.service);
         let to_sign = string_to_sign(&claim.time, &scope, &canonical.text());
-        let secret = self.credentials.secret_access_key();
+        let secret = claim.credentials.secret_access_key();
         let expected = signature(secret, date, &self.region, &claim.service, &to_sign);
         if bool::from(expected.as_bytes().ct_eq(claim.signature.as_bytes())) {
             Ok(())
         } else {
             Err(mismatch())
         }
+    }
+
+    /// Whose access key it is, and the credentials it belongs to.
+    fn holder(&self, key: &str, headers: &HeaderMap) -> Result<(Principal, Credentials), ApiError> {
+        if key == self.credentials.access_key_id() {
+            return Ok((Principal::Account, self.credentials.clone()));
+        }
+        if !temporary::is_temporary(key) {
+            return Err(ApiError::UnrecognizedClient);
+        }
+        let token = single(headers, SECURITY_TOKEN)?.ok_or(ApiError::UnrecognizedClient)?;
+        let (task, credentials) = temporary::redeem(&self.credentials, key, token, self.clock.now())?;
+        Ok((Principal::Task(task), credentials))
     }
 
     fn check_time(&self, time: &str, scope_date: &str) -> Result<(), ApiError> {

@@ -9,7 +9,16 @@
 //! | `WaitTask` | `task`, `version`, `waitSeconds` (at most 20) | `task` as DescribeTasks shows it, `version` |
 //! | `PauseTask`, `ResumeTask` | `task` | `task` as DescribeTasks shows it; a paused one has the attribute `berth.paused-at` |
 //! | `GetMachineMetrics` | `task` | `metrics`: what the task's machine counts (names and units in [`metrics`]); or null |
+//! | `GetUsage` | `task?`, `measurements?` (at most 60, 2 if not said) | `tasks`: `taskArn`, `containers`, `measurements` of the last seconds, oldest first ([`usage`]) |
 //! | `ExecuteCommand` | `task`, `container?`, `command`, `environment?`, `terminal?` (`columns`, `rows`), with the header `Upgrade: berth-command` | status 101, then the frames of `berth_protocol::exec` |
+//! | `ListImages` | | `images`: `image`, `digest`, `sizeBytes`, `lastUsedAt`, `tasks`; `usedBytes`, `budgetBytes` |
+//! | `PullImage` | `image`, `waitSeconds` (at most 20) | `image` as in ListImages, without `tasks`, once it is here; before, `pull` as in GetPullStatus, and the same request again waits on. The pull goes on meanwhile |
+//! | `RemoveImage` | `image` | `removed`, `freedBytes` |
+//! | `PruneImages` | `unusedSeconds?` | `images`: what was removed; `freedBytes` |
+//! | `CreateVolume` | `name`, `sizeInGiB?`, `snapshot?`, `waitSeconds` (at most 20) | `volume` as in ListVolumes; it goes on being made after the wait |
+//! | `ListVolumes` | | `volumes`: `volumeId`, `name`, `kind` (volume, snapshot), `sizeInGiB`, `usedBytes`, `state` (creating, available, attached, copying, deleting), `taskArn`, `source`, `tags`, `createdAt` |
+//! | `SnapshotVolume` | `volume` (name or id), `name?`, `waitSeconds` (at most 20) | `volume` as in ListVolumes: the snapshot |
+//! | `DeleteVolume` | `volume` (name or id, of a snapshot too) | `volumeId`, `name` |
 //! | `RotateSecretKeys` | | `key`: the new key's id; `values`: how many values were sealed anew with it |
 //! | `DescribeSecretKeys` | | `keys`: ids of the keys that are live, oldest first; more than one while a rotation is not ended |
 //! | `GetVersion` | | `version` |
@@ -22,9 +31,12 @@
 
 mod bill;
 mod exec;
+mod images;
 mod metrics;
 mod network;
 mod secrets;
+mod usage;
+mod volumes;
 
 use std::time::Duration;
 
@@ -33,6 +45,7 @@ use base64::engine::general_purpose::STANDARD;
 use berth_runtime::RuntimeError;
 use berth_runtime::model::log::OutputStream;
 use berth_runtime::model::task::TaskId;
+use berth_runtime::runtime::PullStatus;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -56,6 +69,7 @@ struct OneTask {
 }
 
 pub(crate) use exec::{EXECUTE_COMMAND, PROTOCOL, execute};
+pub(crate) use volumes::refused as volume_refused;
 
 pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Value, ApiError> {
     match operation {
@@ -64,8 +78,17 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "GetPullStatus" => pull_status(app, shape(body)?),
         "WaitTask" => wait(app, shape(body)?).await,
         "GetMachineMetrics" => metrics::get(app, shape(body)?).await,
+        "GetUsage" => usage::get(app, shape(body)?).await,
         "PauseTask" => pause(app, shape(body)?).await,
         "ResumeTask" => resume(app, shape(body)?).await,
+        "ListImages" => images::list(app).await,
+        "PullImage" => images::pull(app, shape(body)?).await,
+        "RemoveImage" => images::remove(app, shape(body)?).await,
+        "PruneImages" => images::prune(app, shape(body)?).await,
+        "CreateVolume" => volumes::create(app, shape(body)?).await,
+        "ListVolumes" => volumes::list(app).await,
+        "SnapshotVolume" => volumes::snapshot(app, shape(body)?).await,
+        "DeleteVolume" => volumes::delete(app, shape(body)?).await,
         "RotateSecretKeys" => secrets::rotate(app).await,
         "DescribeSecretKeys" => Ok(secrets::keys(app)),
         "GetVersion" => Ok(json!({ "version": env!("CARGO_PKG_VERSION") })),
@@ -114,16 +137,17 @@ async fn output(app: &App, input: OneTask) -> Result<Value, ApiError> {
 
 fn pull_status(app: &App, input: OneTask) -> Result<Value, ApiError> {
     let id = task_id(app, input.task.as_deref())?;
-    let pull = app.runtime.pull_status(&id).map(|pull| {
-        json!({
-            "phase": pull.phase,
-            "layersDone": pull.layers_done,
-            "layersTotal": pull.layers_total,
-            "bytesDone": pull.bytes_done,
-            "bytesTotal": pull.bytes_total,
-        })
-    });
-    Ok(json!({ "pull": pull }))
+    Ok(json!({ "pull": app.runtime.pull_status(&id).map(progress) }))
+}
+
+fn progress(pull: PullStatus) -> Value {
+    json!({
+        "phase": pull.phase,
+        "layersDone": pull.layers_done,
+        "layersTotal": pull.layers_total,
+        "bytesDone": pull.bytes_done,
+        "bytesTotal": pull.bytes_total,
+    })
 }
 
 async fn wait(app: &App, input: OneTask) -> Result<Value, ApiError> {

@@ -10,7 +10,10 @@ use super::task;
 #[command(after_help = "\
 Examples:
   berth logs 3f2a                 # everything so far; stdout to stdout, stderr to stderr
-  berth logs -f 3f2a | grep GET   # and what comes, until the container ends")]
+  berth logs -f 3f2a | grep GET   # and what comes, until the container ends
+
+Where a container wrote faster than its lines could be stored, and its log driver's mode is non-blocking (the
+default with awslogs), a line `berth: N lines (M bytes) were dropped here: ...` stands for what is missing.")]
 pub(super) struct LogsArgs {
     /// The task's id, or any unique beginning of it
     #[arg(value_name = "TASK")]

@@ -7,6 +7,7 @@ mod describe;
 mod doctor;
 mod exec;
 mod follow;
+mod images;
 mod logs;
 mod metrics;
 mod networks;
@@ -22,8 +23,11 @@ mod table;
 mod task;
 mod terminal;
 mod time;
+mod top;
+mod volume;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -77,6 +81,12 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Show the subnets and security groups that tasks can be put into
     Networks(networks::NetworksArgs),
+    /// Show what containers use now: processor, memory, disk, network
+    Top(top::TopArgs),
+    /// List, pull and remove the images that are kept for tasks
+    Images(images::ImagesArgs),
+    /// Make, list, copy and delete volumes: disks that outlive tasks
+    Volume(volume::VolumeArgs),
     /// Show what a task's machine counts: bytes, operations, exits, time to start
     Metrics(metrics::MetricsArgs),
     /// List parameters and secrets, put a SecureString, rotate the keys they are sealed with
@@ -89,6 +99,9 @@ enum Command {
     Version,
 }
 
+/// How long work that cannot be broken off holds up the end of the program.
+const UNFINISHED_WORK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Reads the command line, carries it out and says how it went. Errors are one line on stderr.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -96,7 +109,12 @@ pub fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(dispatch(cli.command)));
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(dispatch(cli.command));
+            // Such as the copy of a large volume, which the next daemon takes back.
+            runtime.shutdown_timeout(UNFINISHED_WORK_TIMEOUT);
+            outcome
+        });
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -119,6 +137,9 @@ async fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Resume(args) => pause::resume(args).await.map(|()| 0),
         Command::Describe(args) => describe::describe(args).await.map(|()| 0),
         Command::Networks(args) => networks::networks(args).await.map(|()| 0),
+        Command::Top(args) => top::top(args).await.map(|()| 0),
+        Command::Images(args) => images::images(args).await.map(|()| 0),
+        Command::Volume(args) => volume::volume(args).await.map(|()| 0),
         Command::Metrics(args) => metrics::metrics(args).await.map(|()| 0),
         Command::Secrets(args) => secrets::secrets(args).await.map(|()| 0),
         Command::Bill(args) => bill::bill(args).await.map(|()| 0),

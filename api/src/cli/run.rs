@@ -29,6 +29,7 @@ Examples:
   berth run busybox echo hello
   berth run -e GREETING=hi --cpu 1024 --memory 2048 busybox sh -c 'echo $GREETING'
   berth run --secret DB_PASSWORD=/web/db-password myapp    # see berth secrets --help
+  berth run --volume db:/data myapp          # see berth volume --help
   berth run -d --name web nginx              # prints the task id
   berth run --rm busybox sh -c 'exit 7'; echo $?")]
 pub(super) struct RunArgs {
@@ -93,14 +94,18 @@ async fn run_definition(client: &Client, args: &RunArgs, definition: &str) -> an
         "launchType": "FARGATE",
         "startedBy": "berth-run",
         "networkConfiguration": {"awsvpcConfiguration": network},
+        "volumeConfigurations": args.definition.volume_configurations()?,
     });
     let answer = client.call(Service::Ecs, "RunTask", &input).await?;
     let Some(started) = answer.pointer("/tasks/0") else {
-        let reason = answer
-            .pointer("/failures/0/reason")
-            .and_then(Value::as_str)
-            .unwrap_or("no reason given");
-        anyhow::bail!("the task was not placed: {reason}; stop other tasks (`berth ps`) or ask for less");
+        let said = |what| answer.pointer(what).and_then(Value::as_str);
+        let reason = said("/failures/0/reason").unwrap_or("no reason given");
+        let detail = said("/failures/0/detail").map(|detail| format!(" ({detail})"));
+        anyhow::bail!(
+            "the task was not placed: {reason}{}; stop other tasks (`berth ps`), ask for less, or have the daemon promise \
+             more of the host (`berth serve --help`, --overcommit-…)",
+            detail.unwrap_or_default()
+        );
     };
     let task = Task::from_json(started)?;
     if args.detach {

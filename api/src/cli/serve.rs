@@ -5,11 +5,15 @@ mod checked;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use berth_runtime::{Isolation, Runtime, RuntimeConfig, UserRange};
+use berth_runtime::faults;
+use berth_runtime::image::PullBehavior;
+use berth_runtime::{Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_dumpable;
@@ -47,6 +51,22 @@ pub(super) struct ServeArgs {
     /// A registry that may be spoken to over plain HTTP; may be given several times
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]", value_parser = checked::registry)]
     insecure_registries: Vec<String>,
+    /// User names and passwords of registries, as `docker login` writes them to its config.json; read anew at each pull,
+    /// credential helpers are not run [default: DIR/docker-config.json, if it is there]
+    #[arg(long, value_name = "FILE")]
+    docker_config: Option<PathBuf>,
+    /// When a registry is asked what a tag stands for: `default` each time, but if it does not answer, what was pulled
+    /// last is used; `always` each time; `prefer-cached` only if the image is not here
+    #[arg(long, value_name = "KIND", default_value = "default")]
+    image_pull: PullBehavior,
+    /// Most bytes a second of all image pulls together, such as 20MiB; not limited if not given
+    #[arg(long, value_name = "SIZE", value_parser = checked::rate)]
+    pull_rate_limit: Option<NonZeroU64>,
+    /// Most bytes on disk of all images and of what is being pulled, such as 50GiB: those that no task uses go then, least
+    /// recently used first, and pulls fail if that is not enough. Tasks' disks are promised what is beside it
+    /// [default: a fifth of the file system of DIR, on a small one up to 2 GiB]
+    #[arg(long, value_name = "SIZE", value_parser = checked::size)]
+    image_budget: Option<u64>,
     #[command(flatten)]
     guest: GuestArgs,
     /// Shortest billed time of a task
@@ -62,6 +82,26 @@ pub(super) struct ServeArgs {
     /// `strict` boots a kernel for each
     #[arg(long, value_name = "KIND", default_value = "shared")]
     isolation: Isolation,
+    /// Most network of a task for each of its vCPUs, in Mbit/s each way; 0 is no limit
+    #[arg(long, value_name = "N", default_value_t = Rates::default().network_mbit)]
+    network_mbit: u32,
+    /// Most that it reads and writes of each of its drives for each vCPU, in MB/s; 0 is no limit
+    #[arg(long, value_name = "N", default_value_t = Rates::default().disk_mb)]
+    disk_mb: u32,
+    /// The same in requests a second
+    #[arg(long, value_name = "N", default_value_t = Rates::default().disk_iops)]
+    disk_iops: u32,
+    /// How much of the host's processors is promised to tasks: 1 is all of them, 4 promises each four times. A task that
+    /// would not fit is refused with a failure RESOURCE:CPU
+    #[arg(long, value_name = "RATIO", default_value_t)]
+    overcommit_cpu: Ratio,
+    /// The same of its memory (RESOURCE:MEMORY); beyond 1 guests may be killed for want of it
+    #[arg(long, value_name = "RATIO", default_value_t)]
+    overcommit_memory: Ratio,
+    /// The same of the disk that is free in the data directory beside the image budget (RESOURCE:DISK); beyond 1 guests may
+    /// see their disks fail
+    #[arg(long, value_name = "RATIO", default_value_t)]
+    overcommit_disk: Ratio,
     /// Begins the name of everything made on the host: network namespaces, tables, the parent cgroup
     #[arg(long, value_name = "NAME", default_value = "berth", value_parser = checked::host_prefix)]
     host_prefix: String,
@@ -70,11 +110,13 @@ pub(super) struct ServeArgs {
 pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     log_to_stderr()?;
     dump_no_core()?;
+    faults::arm(&std::env::var(faults::VARIABLE).unwrap_or_default())?;
     // Before anything is made: a host that cannot run tasks is left as it was.
     kvm::open()?;
     let files = args.guest.files()?;
     let data_dir = make_private(&args.data_dir)?;
-    let _lock = lock(&data_dir)?;
+    // Until the process is gone: threads that work on the data may outlive this function.
+    Box::leak(Box::new(lock(&data_dir)?));
     let credentials = Credentials::load_or_create(&data_dir)?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!(
@@ -105,17 +147,34 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         initrd: files.initrd,
         region: args.region.clone(),
         insecure_registries: BTreeSet::from_iter(args.insecure_registries),
+        image_budget_bytes: args.image_budget,
+        pull_bytes_per_second: args.pull_rate_limit,
+        pull_behavior: args.image_pull,
+        docker_config: args.docker_config,
         minimum_billed_seconds: args.minimum_billed_seconds,
-        machine_users: args.machine_users,
-        isolation: args.isolation,
+        machines: MachineOptions {
+            users: args.machine_users,
+            isolation: args.isolation,
+            rates: Rates {
+                network_mbit: args.network_mbit,
+                disk_mb: args.disk_mb,
+                disk_iops: args.disk_iops,
+            },
+        },
         host_prefix: args.host_prefix,
         stopped_task_retention: args.stopped_task_retention,
+        overcommit: Overcommit {
+            cpu: args.overcommit_cpu,
+            memory: args.overcommit_memory,
+            disk: args.overcommit_disk,
+        },
     });
     let runtime = tokio::select! {
         runtime = opening => runtime?,
         () = &mut shutdown => return Ok(()),
     };
-    let app = App::new(runtime, args.account_id, args.region, credentials);
+    let app = Arc::new(App::new(runtime, args.account_id, args.region, credentials));
+    tokio::spawn(crate::endpoint::serve(Arc::clone(&app)));
     output::print(&format!("berth: listening on http://{address}\n"))?;
     crate::server::serve(listener, app, shutdown).await;
     Ok(())

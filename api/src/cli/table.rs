@@ -72,11 +72,40 @@ pub(super) fn span(seconds: u64) -> String {
     }
 }
 
+/// With one decimal, in the largest unit of which there is one.
+pub(super) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (1..UNITS.len())
+        .rev()
+        .find(|unit| bytes >> (10 * unit) > 0)
+        .unwrap_or(0);
+    match unit {
+        0 => format!("{bytes} B"),
+        unit => format!(
+            "{:.1} {}",
+            bytes as f64 / (1u64 << (10 * unit)) as f64,
+            UNITS[unit]
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn sizes_have_one_decimal() {
+        let shown: Vec<String> = [0, 1023, 1024, 1536, 5 << 30, u64::MAX]
+            .iter()
+            .map(|it| bytes(*it))
+            .collect();
+        assert_eq!(
+            shown,
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 GiB", "16777216.0 TiB"]
+        );
+    }
 
     proptest! {
         #[test]

@@ -2,9 +2,13 @@
 
 mod cluster;
 mod definition;
+#[cfg(test)]
+mod members;
 pub(crate) mod shapes;
 pub(crate) mod task;
 pub(crate) mod values;
+
+pub(crate) use task::execute::{EXECUTE_COMMAND, execute};
 
 use serde_json::Value;
 
@@ -30,6 +34,8 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "StopTask" => task::stop(app, shape(body)?).await,
         "DescribeTasks" => task::describe(app, shape(body)?).await,
         "ListTasks" => task::list(app, shape(body)?).await,
+        "GetTaskProtection" => task::protection::get(app, shape(body)?).await,
+        "UpdateTaskProtection" => task::protection::update(app, shape(body)?).await,
         other => Err(not_here(other)),
     }
 }

@@ -53,6 +53,7 @@ shapes! {
         ephemeral_storage: EphemeralStorage,
         runtime_platform: RuntimePlatform,
         enable_fault_injection: Value,
+        trusted_execution_configuration: Value,
     }
     EphemeralStorage {
         #[serde(rename = "sizeInGiB")]
@@ -64,14 +65,15 @@ shapes! {
         host: HostVolume,
         docker_volume_configuration: Value,
         efs_volume_configuration: Value,
+        s3files_volume_configuration: Value,
         fsx_windows_file_server_volume_configuration: Value,
-        configured_at_launch: Value,
+        configured_at_launch: bool,
     }
     HostVolume { source_path: String, }
     ContainerShape {
         name: String,
         image: String,
-        repository_credentials: Value,
+        repository_credentials: RepositoryCredentialsShape,
         cpu: i32,
         memory: i32,
         memory_reservation: i32,
@@ -101,13 +103,13 @@ shapes! {
         dns_search_domains: Value,
         extra_hosts: Value,
         docker_security_options: Value,
-        interactive: Value,
-        pseudo_terminal: Value,
+        interactive: bool,
+        pseudo_terminal: bool,
         docker_labels: BTreeMap<String, String>,
         ulimits: Vec<UlimitShape>,
         log_configuration: LogConfigurationShape,
         health_check: HealthCheckShape,
-        system_controls: Value,
+        system_controls: Vec<SystemControlShape>,
         resource_requirements: Vec<ResourceRequirement>,
         firelens_configuration: Value,
         credential_specs: Value,
@@ -120,6 +122,7 @@ shapes! {
         app_protocol: String,
         container_port_range: String,
     }
+    RepositoryCredentialsShape { credentials_parameter: String, }
     SecretShape { name: String, value_from: String, }
     RestartPolicy { enabled: bool, ignored_exit_codes: Vec<i32>, restart_attempt_period: i32, }
     HealthCheckShape { command: Vec<String>, interval: i32, timeout: i32, retries: i32, start_period: i32, }
@@ -141,6 +144,7 @@ shapes! {
         swappiness: Value,
     }
     Capabilities { add: Vec<String>, drop: Vec<String>, }
+    SystemControlShape { namespace: String, value: String, }
     UlimitShape { name: String, soft_limit: i32, hard_limit: i32, }
     LogConfigurationShape { log_driver: String, options: BTreeMap<String, String>, secret_options: Value, }
 
@@ -174,8 +178,30 @@ shapes! {
         tags: Vec<TagShape>,
         task_definition: String,
         client_token: String,
-        volume_configurations: Value,
+        volume_configurations: Vec<VolumeConfiguration>,
     }
+    VolumeConfiguration {
+        name: String,
+        #[serde(rename = "managedEBSVolume")]
+        managed_ebs_volume: ManagedEbsVolume,
+    }
+    ManagedEbsVolume {
+        encrypted: bool,
+        kms_key_id: Value,
+        volume_type: String,
+        #[serde(rename = "sizeInGiB")]
+        size_in_gib: i32,
+        snapshot_id: String,
+        volume_initialization_rate: Value,
+        iops: Value,
+        throughput: Value,
+        tag_specifications: Vec<VolumeTagSpecification>,
+        role_arn: String,
+        termination_policy: TerminationPolicy,
+        filesystem_type: String,
+    }
+    VolumeTagSpecification { resource_type: String, tags: Vec<TagShape>, propagate_tags: String, }
+    TerminationPolicy { delete_on_termination: bool, }
     CapacityProviderStrategyItem { capacity_provider: String, weight: i32, base: i32, }
     NetworkConfiguration { awsvpc_configuration: AwsVpcConfiguration, }
     AwsVpcConfiguration { subnets: Vec<String>, security_groups: Vec<String>, assign_public_ip: String, }
@@ -198,8 +224,10 @@ shapes! {
         memory_reservation: i32,
         resource_requirements: Value,
     }
+    ExecuteCommand { cluster: String, container: String, command: String, interactive: bool, task: String, }
     StopTask { cluster: String, task: String, reason: String, }
     DescribeTasks { cluster: String, tasks: Vec<String>, include: Vec<String>, }
+    TaskProtection { cluster: String, tasks: Vec<String>, protection_enabled: bool, expires_in_minutes: i64, }
     ListTasks {
         cluster: String,
         container_instance: String,

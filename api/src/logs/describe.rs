@@ -61,7 +61,7 @@ pub(super) async fn groups(app: &App, input: shapes::DescribeLogGroups) -> Resul
             .iter()
             .fold(0u64, |sum, (_, stats)| sum.saturating_add(stats.stored_bytes));
         let arn = app.owner.log_group(&group.name);
-        groups.push(json!({
+        let mut shape = json!({
             "logGroupName": group.name,
             "creationTime": group.created_at.0,
             "metricFilterCount": 0,
@@ -69,7 +69,11 @@ pub(super) async fn groups(app: &App, input: shapes::DescribeLogGroups) -> Resul
             "logGroupArn": arn,
             "logGroupClass": "STANDARD",
             "storedBytes": stored,
-        }));
+        });
+        if let Some(days) = group.retention_days {
+            shape["retentionInDays"] = json!(days);
+        }
+        groups.push(shape);
     }
     let mut answer = Map::new();
     put(&mut answer, "logGroups", Some(groups));
@@ -130,11 +134,15 @@ pub(super) async fn streams(app: &App, input: shapes::DescribeLogStreams) -> Res
             "lastEventTimestamp",
             stats.last_event_at.map(|time| time.0),
         );
-        // Output is stored as it is read.
         put(
             &mut shape,
             "lastIngestionTime",
-            stats.last_event_at.map(|time| time.0),
+            stats.last_ingested_at.map(|time| time.0),
+        );
+        put(
+            &mut shape,
+            "uploadSequenceToken",
+            Some(super::put::SEQUENCE_TOKEN),
         );
         put(
             &mut shape,

@@ -4,7 +4,9 @@ use berth_runtime::model::log::LogQuery;
 use serde_json::{Value, json};
 
 use super::shapes;
-use super::{MAX_EVENT_BYTES, MAX_EVENTS, group, invalid_token, is_stream_name, limit, refusal, time};
+use super::{
+    MAX_EVENT_BYTES, MAX_EVENTS, MAX_SCANNED_BYTES, group, invalid_token, limit, refusal, stream_name, time,
+};
 use crate::app::App;
 use crate::error::ApiError;
 
@@ -43,12 +45,7 @@ pub(super) async fn get(app: &App, input: shapes::GetLogEvents) -> Result<Value,
         input.log_group_name.as_deref(),
         input.log_group_identifier.as_deref(),
     )?;
-    let stream = input.log_stream_name.as_deref().unwrap_or_default();
-    if !is_stream_name(stream) {
-        return Err(ApiError::InvalidParameter(
-            "The specified log stream name is not valid.".to_owned(),
-        ));
-    }
+    let stream = stream_name(input.log_stream_name.as_deref())?;
     let token = input
         .next_token
         .as_deref()
@@ -59,14 +56,18 @@ pub(super) async fn get(app: &App, input: shapes::GetLogEvents) -> Result<Value,
         forward: token.map_or(input.start_from_head == Some(true), |token| token.forward),
         start: time("startTime", input.start_time)?,
         end: time("endTime", input.end_time)?,
+        from_order: None,
         limit: limit("limit", input.limit, MAX_EVENTS, MAX_EVENTS)?,
         max_bytes: MAX_EVENT_BYTES,
+        max_scanned_bytes: MAX_SCANNED_BYTES,
     };
-    let page = app
+    let mut page = app
         .runtime
         .log_events(group, stream, query)
         .await
         .map_err(refusal)?;
+    // Clients may put events in any order.
+    page.events.sort_by_key(|event| event.timestamp);
     let events = page.events.iter().map(|event| {
         json!({
             "timestamp": event.timestamp.0,

@@ -2,7 +2,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
 
+use berth_runtime::LogMatcher;
 use berth_runtime::model::Timestamp;
 use berth_runtime::model::log::{LogEvent, LogQuery, LogStream, LogStreamStats};
 use serde_json::{Map, Value, json};
@@ -10,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::pattern::Pattern;
 use super::shapes;
-use super::{MAX_EVENT_BYTES, MAX_EVENTS, group, invalid_token, limit, refusal, time};
+use super::{MAX_EVENT_BYTES, MAX_EVENTS, MAX_SCANNED_BYTES, group, invalid_token, limit, refusal, time};
 use crate::app::App;
 use crate::ecs::values::put;
 use crate::error::ApiError;
@@ -18,14 +20,13 @@ use crate::page;
 
 /// Most streams that a request can name.
 const MAX_NAMED_STREAMS: usize = 100;
-/// Events and bytes that one request looks at, whether or not they match; after that a token leads on.
-const MAX_SCANNED_EVENTS: usize = 50_000;
-const MAX_SCANNED_BYTES: usize = 16 * 1024 * 1024;
-/// What is read of a stream at a time.
+const MAX_TEST_MESSAGES: usize = 50;
+/// What is found in a stream, and looked at, at a time.
 const CHUNK_EVENTS: usize = 1000;
 const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_SCANNED_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The place of an event in the sequence: its time, its stream and its position there.
+/// The place of an event in the sequence: its order, its stream and its position there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     time: Timestamp,
@@ -52,10 +53,29 @@ impl Place {
 
 /// A stream that is being read.
 struct Cursor {
-    stream: String,
-    buffer: VecDeque<LogEvent>,
-    next: Option<u64>,
+    stream: LogStream,
+    query: LogQuery,
+    /// What was found and not given yet.
+    found: VecDeque<LogEvent>,
+    /// No later event comes before this in the order of events.
+    reached: Timestamp,
     at_end: bool,
+}
+
+impl Cursor {
+    /// The place of the next event that was found, or the earliest that one can have; none at the end.
+    fn place(&self) -> Option<Place> {
+        let (time, position) = match self.found.front() {
+            Some(event) => (event.order, event.position),
+            None if self.at_end => return None,
+            None => (self.reached, self.query.position.unwrap_or(0)),
+        };
+        Some(Place {
+            time,
+            stream: self.stream.name.clone(),
+            position,
+        })
+    }
 }
 
 pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<Value, ApiError> {
@@ -69,7 +89,7 @@ pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<
         "FilterLogEvents {group:?} {:?} {:?} {:?} {:?} {pattern:?}",
         input.log_stream_names, input.log_stream_name_prefix, input.start_time, input.end_time
     );
-    let pattern = Pattern::parse(pattern).map_err(|error| ApiError::InvalidParameter(error.to_string()))?;
+    let is_wanted = matcher(pattern)?;
     let limit = limit("limit", input.limit, MAX_EVENTS, MAX_EVENTS)?;
     let resume = match input.next_token.as_deref() {
         None => None,
@@ -80,94 +100,124 @@ pub(super) async fn filter(app: &App, input: shapes::FilterLogEvents) -> Result<
             Some(place.ok_or_else(invalid_token)?)
         }
     };
-    let start = time("startTime", input.start_time)?.max(resume.as_ref().map(|place| place.time));
-    // Unlike that of GetLogEvents, this end is inclusive.
-    let end = time("endTime", input.end_time)?.map(|end| end.plus_millis(1));
+    let kept_since = app.runtime.log_group(group).await.map_err(refusal)?;
+    let kept_since = kept_since.kept_since(app.runtime.now());
+    let query = LogQuery {
+        position: None,
+        forward: true,
+        start: time("startTime", input.start_time)?.max(kept_since),
+        // Unlike that of GetLogEvents, this end is inclusive.
+        end: time("endTime", input.end_time)?.map(|end| end.plus_millis(1)),
+        from_order: None,
+        limit: CHUNK_EVENTS,
+        max_bytes: CHUNK_BYTES,
+        max_scanned_bytes: CHUNK_SCANNED_BYTES,
+    };
     let known = app.runtime.log_streams(group).await.map_err(refusal)?;
     let streams = chosen(
         known,
         input.log_stream_names.as_deref(),
         input.log_stream_name_prefix.as_deref(),
     )?;
-
-    let mut cursors = Vec::new();
-    let mut heap = BinaryHeap::new();
-    for (stream, stats) in streams {
-        let (Some(first), Some(last)) = (stats.first_event_at, stats.last_event_at) else {
-            continue;
-        };
-        if start.is_some_and(|start| last < start) || end.is_some_and(|end| first >= end) {
-            continue;
-        }
-        // No event of it comes before this, so it is not opened until the sequence is there.
-        let earliest = Place {
-            time: Some(first).max(start).unwrap_or(first),
-            stream: stream.name,
-            position: 0,
-        };
-        let cursor = Cursor {
-            stream: earliest.stream.clone(),
-            buffer: VecDeque::new(),
-            next: None,
-            at_end: false,
-        };
-        heap.push(Reverse((earliest, cursors.len())));
-        cursors.push(cursor);
-    }
-
+    let mut cursors: Vec<Cursor> = streams
+        .into_iter()
+        .filter_map(|(stream, stats)| cursor(stream, &stats, query, resume.as_ref()))
+        .collect();
+    // A stream is not opened until the sequence is where it begins.
+    let mut heap: BinaryHeap<_> = cursors
+        .iter()
+        .enumerate()
+        .filter_map(|(index, cursor)| Some(Reverse((cursor.place()?, index))))
+        .collect();
     let mut found = Vec::new();
-    let (mut found_bytes, mut scanned, mut scanned_bytes) = (0, 0, 0);
-    let mut last: Option<Place> = None;
-    while let Some(Reverse((_, index))) = heap.pop() {
+    let (mut found_bytes, mut scanned) = (0, 0);
+    while let Some(Reverse((place, index))) = heap.pop() {
         let full = found.len() >= limit || found_bytes >= MAX_EVENT_BYTES;
-        if full || scanned >= MAX_SCANNED_EVENTS || scanned_bytes >= MAX_SCANNED_BYTES {
-            let next = last.as_ref().map(|place| page::write(&question, &place.text()));
-            return Ok(answer(found, next));
+        if full || scanned >= MAX_SCANNED_BYTES {
+            return Ok(answer(found, Some(page::write(&question, &place.text()))));
         }
         let cursor = &mut cursors[index];
-        if let Some(event) = cursor.buffer.pop_front() {
-            let place = Place {
-                time: event.timestamp,
-                stream: cursor.stream.clone(),
-                position: event.position,
-            };
-            // Of the millisecond at which the last answer ended, some events were given already.
-            if resume.as_ref().is_none_or(|resume| place > *resume) {
-                scanned += 1;
-                scanned_bytes += event.bytes.len();
-                let message = String::from_utf8_lossy(&event.bytes);
-                if pattern.matches(&message) {
-                    found_bytes += message.len();
-                    found.push(json!({
-                        "logStreamName": cursor.stream,
-                        "timestamp": event.timestamp.0,
-                        "message": message,
-                        "ingestionTime": event.ingested_at.0,
-                        "eventId": event_id(&place),
-                    }));
-                }
-                last = Some(place);
+        match cursor.found.pop_front() {
+            Some(event) => {
+                found_bytes += event.bytes.len();
+                found.push((place, event));
             }
+            None => scanned += fill(app, cursor, &is_wanted).await?,
         }
-        if cursor.buffer.is_empty() {
-            fill(app, group, cursor, start, end).await?;
-        }
-        if let Some(event) = cursor.buffer.front() {
-            let place = Place {
-                time: event.timestamp,
-                stream: cursor.stream.clone(),
-                position: event.position,
-            };
-            heap.push(Reverse((place, index)));
-        }
+        heap.extend(cursor.place().map(|place| Reverse((place, index))));
     }
     Ok(answer(found, None))
 }
 
-fn answer(events: Vec<Value>, next: Option<String>) -> Value {
+/// What tells whether a message is wanted.
+pub(super) fn matcher(pattern: &str) -> Result<LogMatcher, ApiError> {
+    let pattern = Pattern::parse(pattern).map_err(|error| ApiError::InvalidParameter(error.to_string()))?;
+    Ok(Arc::new(move |bytes: &[u8]| {
+        pattern.matches(&String::from_utf8_lossy(bytes))
+    }))
+}
+
+/// TestMetricFilter: which of some messages a pattern matches.
+pub(super) fn test(input: shapes::TestMetricFilter) -> Result<Value, ApiError> {
+    let messages = input.log_event_messages.unwrap_or_default();
+    if !(1..=MAX_TEST_MESSAGES).contains(&messages.len()) {
+        return Err(ApiError::InvalidParameter(format!(
+            "logEventMessages must have 1 to {MAX_TEST_MESSAGES} items."
+        )));
+    }
+    let is_wanted = matcher(input.filter_pattern.as_deref().unwrap_or_default())?;
+    let matches = messages
+        .iter()
+        .enumerate()
+        .filter(|(_, message)| is_wanted(message.as_bytes()))
+        .map(|(number, message)| {
+            json!({ "eventNumber": number + 1, "eventMessage": message, "extractedValues": {} })
+        });
+    Ok(json!({ "matches": matches.collect::<Vec<_>>() }))
+}
+
+/// None for a stream in which nothing can be found.
+fn cursor(
+    stream: LogStream,
+    stats: &LogStreamStats,
+    mut query: LogQuery,
+    resume: Option<&Place>,
+) -> Option<Cursor> {
+    let (first, last) = (stats.first_event_at?, stats.last_event_at?);
+    let earliest = Timestamp(first.0.saturating_sub(stats.disorder_ms));
+    if query.start.is_some_and(|start| last < start) || query.end.is_some_and(|end| earliest >= end) {
+        return None;
+    }
+    if let Some(resume) = resume {
+        // What comes before that place was given or looked at.
+        let all_of_its_time = stream.name < resume.stream;
+        query.from_order = Some(resume.time.plus_millis(all_of_its_time.into()));
+        query.position = Some(resume.position).filter(|at| *at > 0 && stream.name == resume.stream);
+    }
+    Some(Cursor {
+        stream,
+        query,
+        found: VecDeque::new(),
+        reached: Some(first).max(query.from_order).unwrap_or(first),
+        at_end: false,
+    })
+}
+
+fn answer(mut found: Vec<(Place, LogEvent)>, next: Option<String>) -> Value {
+    // Clients may put events in any order.
+    found.sort_by_key(|(_, event)| event.timestamp);
+    let events = found.iter().map(|(place, event)| {
+        json!({
+            "logStreamName": place.stream,
+            "timestamp": event.timestamp.0,
+            "message": String::from_utf8_lossy(&event.bytes),
+            "ingestionTime": event.ingested_at.0,
+            "eventId": event_id(place),
+        })
+    });
     let mut answer = Map::new();
-    put(&mut answer, "events", Some(events));
-    put(&mut answer, "searchedLogStreams", Some(json!([])));
+    put(&mut answer, "events", Some(events.collect::<Vec<_>>()));
+    put(&mut answer, "searchedLogStreams", Some(Vec::<Value>::new()));
     put(&mut answer, "nextToken", next);
     Value::Object(answer)
 }
@@ -206,34 +256,18 @@ fn chosen(
         .collect())
 }
 
-/// Reads the next events of a stream, unless there are none.
-async fn fill(
-    app: &App,
-    group: &str,
-    cursor: &mut Cursor,
-    start: Option<Timestamp>,
-    end: Option<Timestamp>,
-) -> Result<(), ApiError> {
-    while cursor.buffer.is_empty() && !cursor.at_end {
-        let query = LogQuery {
-            position: cursor.next,
-            forward: true,
-            start,
-            end,
-            limit: CHUNK_EVENTS,
-            max_bytes: CHUNK_BYTES,
-        };
-        let page = app
-            .runtime
-            .log_events(group, &cursor.stream, query)
-            .await
-            .map_err(refusal)?;
-        // A page that leads nowhere is the last.
-        cursor.at_end = page.at_end || cursor.next == Some(page.next_forward);
-        cursor.next = Some(page.next_forward);
-        cursor.buffer = page.events.into();
-    }
-    Ok(())
+/// Looks at the next part of a stream; gives how many bytes of it.
+async fn fill(app: &App, cursor: &mut Cursor, is_wanted: &LogMatcher) -> Result<u64, ApiError> {
+    let search = app
+        .runtime
+        .search_log(&cursor.stream, cursor.query, Arc::clone(is_wanted));
+    let page = search.await.map_err(refusal)?;
+    // A page that leads nowhere is the last.
+    cursor.at_end = page.at_end || cursor.query.position == Some(page.next_forward);
+    cursor.query.position = Some(page.next_forward);
+    cursor.reached = page.last_order.unwrap_or(cursor.reached).max(cursor.reached);
+    cursor.found = page.events.into();
+    Ok(page.bytes_read)
 }
 
 /// 56 digits, the same at every reading, in the order of time.

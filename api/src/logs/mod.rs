@@ -1,31 +1,55 @@
-//! The CloudWatch Logs API, `Logs_20140328`, for reading: a container with the awslogs driver writes the stream, and
-//! nobody else does.
+//! The CloudWatch Logs API, `Logs_20140328`. A stream is written by a container with the awslogs driver, or else by
+//! clients; reading is the same.
 
 mod describe;
 mod events;
 mod filter;
+mod groups;
 mod pattern;
+mod put;
 mod shapes;
+mod tail;
 
 use berth_runtime::RuntimeError;
 use berth_runtime::model::Timestamp;
 use serde_json::Value;
+
+pub(crate) use self::tail::{MAX_LIVE_TAILS, START_LIVE_TAIL, start as start_live_tail};
 
 use crate::app::App;
 use crate::decode::shape;
 use crate::error::{ApiError, unexpected};
 use crate::operations;
 
+/// The operation whose requests may be large.
+pub(crate) const PUT_LOG_EVENTS: &str = "PutLogEvents";
+/// A batch of 1 MiB with every character written as six.
+pub(crate) const MAX_PUT_BODY_BYTES: usize = 8 * 1024 * 1024;
+
+const ALREADY_EXISTS: &str = "ResourceAlreadyExistsException";
 const MAX_NAME_CHARS: usize = 512;
 /// Most events, and most bytes of text, in an answer.
 const MAX_EVENTS: usize = 10_000;
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
+/// How much of the logs one request looks at; after that a token leads on.
+const MAX_SCANNED_BYTES: u64 = 64 * 1024 * 1024;
 
 pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Value, ApiError> {
     match operation {
         "DescribeLogGroups" => describe::groups(app, shape(body)?).await,
         "DescribeLogStreams" => describe::streams(app, shape(body)?).await,
         "GetLogEvents" => events::get(app, shape(body)?).await,
+        "CreateLogGroup" => groups::create(app, shape(body)?).await,
+        "DeleteLogGroup" => groups::delete(app, shape(body)?).await,
+        "CreateLogStream" => groups::create_stream(app, shape(body)?).await,
+        "DeleteLogStream" => groups::delete_stream(app, shape(body)?).await,
+        "PutRetentionPolicy" => groups::put_retention(app, shape(body)?).await,
+        "DeleteRetentionPolicy" => groups::delete_retention(app, shape(body)?).await,
+        "TagResource" | "TagLogGroup" => groups::tag(app, shape(body)?).await,
+        "UntagResource" | "UntagLogGroup" => groups::untag(app, shape(body)?).await,
+        "ListTagsForResource" | "ListTagsLogGroup" => groups::list_tags(app, shape(body)?).await,
+        PUT_LOG_EVENTS => put::put(app, shape(body)?).await,
+        "TestMetricFilter" => filter::test(shape(body)?),
         "FilterLogEvents" => filter::filter(app, shape(body)?).await,
         other if operations::LOGS.binary_search(&other).is_ok() => Err(ApiError::InvalidOperation(format!(
             "Berth does not support {other} yet."
@@ -67,6 +91,17 @@ fn group<'a>(app: &App, name: Option<&'a str>, identifier: Option<&'a str>) -> R
     }
 }
 
+fn stream_name(name: Option<&str>) -> Result<&str, ApiError> {
+    let name = name.unwrap_or_default();
+    if is_stream_name(name) {
+        Ok(name)
+    } else {
+        Err(ApiError::InvalidParameter(
+            "The specified log stream name is not valid.".to_owned(),
+        ))
+    }
+}
+
 /// A number with a default and bounds.
 fn limit(member: &str, value: Option<i32>, default: usize, most: usize) -> Result<usize, ApiError> {
     match value.map(usize::try_from) {
@@ -104,6 +139,15 @@ fn refusal(error: RuntimeError) -> ApiError {
         RuntimeError::LogStreamNotFound(_) => {
             ApiError::ResourceNotFound("The specified log stream does not exist.".to_owned())
         }
+        RuntimeError::LogGroupExists(_) => {
+            ApiError::of_service(ALREADY_EXISTS, "The specified log group already exists")
+        }
+        RuntimeError::LogStreamExists(_) => {
+            ApiError::of_service(ALREADY_EXISTS, "The specified log stream already exists")
+        }
+        RuntimeError::LogStreamOfContainer(_) => ApiError::InvalidParameter(
+            "The specified log stream belongs to a container, and nobody else can write to it.".to_owned(),
+        ),
         RuntimeError::InvalidPosition(_) => invalid_token(),
         error => unexpected(&error),
     }

@@ -51,7 +51,7 @@ pub(crate) async fn call(
 }
 
 /// Name, or name and suffix, from a name or an ARN.
-fn id<'a>(owner: &Owner, text: Option<&'a str>) -> Result<&'a str, ApiError> {
+pub(crate) fn id<'a>(owner: &Owner, text: Option<&'a str>) -> Result<&'a str, ApiError> {
     let text = text.unwrap_or_default();
     if text.is_empty() || text.len() > MAX_ID_CHARS {
         return Err(invalid_parameter(format!(

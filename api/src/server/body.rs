@@ -1,24 +1,59 @@
-//! Reading a request's body, within bounds of size and time.
+//! Reading a request's body, within bounds of size and time, and the body of an answer that comes piece by piece.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body, Frame, Incoming};
+use tokio::sync::mpsc;
 
 use super::Limits;
 use crate::error::ApiError;
 
-/// The whole body. A body that is too large is refused by its declared length, or else where it passes the limit.
-pub(super) async fn read(mut incoming: Incoming, limits: &Limits) -> Result<Bytes, ApiError> {
-    let declared = incoming.size_hint().lower();
-    if declared > limits.body_bytes as u64 {
-        linger(incoming, limits.linger);
-        return Err(ApiError::RequestTooLarge {
-            limit: limits.body_bytes,
-        });
+/// The body of an answer.
+pub(super) type ReplyBody = Either<Full<Bytes>, Pieces>;
+
+/// A body that comes piece by piece.
+pub(super) struct Pieces(pub(super) mpsc::Receiver<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_recv(context)
+            .map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
-    let collected = tokio::time::timeout(limits.body, collect(&mut incoming, limits.body_bytes)).await;
+}
+
+/// The whole body. A body that is too large is refused by its declared length, or else where it passes the limit.
+pub(super) async fn read(mut incoming: Incoming, limits: &Limits, limit: usize) -> Result<Bytes, ApiError> {
+    let declared = incoming.size_hint().lower();
+    if declared > limit as u64 {
+        linger(incoming, limits.linger);
+        return Err(ApiError::RequestTooLarge { limit });
+    }
+    let large = declared > limits.body_bytes as u64;
+    let limit = if large {
+        limit
+    } else {
+        limit.min(limits.body_bytes)
+    };
+    let collected = tokio::time::timeout(limits.body, async {
+        let _place = match large {
+            true => limits.large_bodies.acquire().await.ok(),
+            false => None,
+        };
+        collect(&mut incoming, limit).await
+    });
+    let collected = collected.await;
     let result = collected.unwrap_or(Err(ApiError::RequestTimeout {
         seconds: limits.body.as_secs(),
     }));

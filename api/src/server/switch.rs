@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
 
+use super::ServeUpgraded;
 use super::stall::StallGuard;
 
 pub(super) fn response(protocol: &'static str) -> Response<Full<Bytes>> {
@@ -19,6 +20,14 @@ pub(super) fn response(protocol: &'static str) -> Response<Full<Bytes>> {
     headers.insert("connection", HeaderValue::from_static("upgrade"));
     headers.insert("upgrade", HeaderValue::from_static(protocol));
     response
+}
+
+/// Gives the connection to whoever serves it now.
+pub(super) async fn hand_over(upgrade: OnUpgrade, serve: ServeUpgraded) {
+    match upgrade.await {
+        Ok(upgraded) => serve(upgraded).await,
+        Err(error) => tracing::debug!("a connection was not switched: {error}"),
+    }
 }
 
 /// Passes on what comes, both ways, until either side ends. The caller may take its time: it holds up nobody but itself.

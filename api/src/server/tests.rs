@@ -33,6 +33,18 @@ impl Handler for Echo {
             "/panic" => panic!("as asked"),
             "/slow" => tokio::time::sleep(Duration::from_millis(300)).await,
             "/large" => return Answer::Reply(Reply::json(200, &json!("x".repeat(64 * 1024 * 1024)))),
+            "/pieces" => {
+                let (sender, pieces) = tokio::sync::mpsc::channel(1);
+                tokio::spawn(async move {
+                    for piece in ["one ", "two ", "three"] {
+                        sender.send(Bytes::from(piece)).await.unwrap();
+                    }
+                });
+                return Answer::Stream {
+                    content_type: "text/pieces",
+                    pieces,
+                };
+            }
             "/switch" => {
                 // What comes is said again.
                 let (stream, mut other) = tokio::io::duplex(1024);
@@ -117,6 +129,20 @@ async fn an_answer_says_its_type_and_has_a_request_id() {
     );
     assert!(answer.contains("x-amzn-requestid: "), "{answer}");
     assert!(answer.ends_with("{\"length\":3}"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_can_come_piece_by_piece() {
+    let server = Server::start(quick()).await;
+    let answer = server
+        .exchange(&request("/pieces", "content-length: 0\r\n", ""))
+        .await;
+    assert!(answer.contains("content-type: text/pieces"), "{answer}");
+    let text: String = answer
+        .split("\r\n")
+        .filter(|line| line.ends_with(' ') || *line == "three")
+        .collect();
+    assert_eq!(text, "one two three");
 }
 
 #[tokio::test]
@@ -363,4 +389,18 @@ async fn a_switched_connection_carries_bytes_both_ways_and_outlasts_the_stall_gu
     from.read_to_end(&mut received).await.unwrap();
     assert_eq!(received.len(), 16 * 1024 * 1024);
     writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_has_closed_its_side_is_answered_where_that_is_said() {
+    let server = Server::start(Limits {
+        half_closed: true,
+        ..quick()
+    })
+    .await;
+    let mut stream = server.connect().await;
+    stream.write_all(&request("/slow", "", "")).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let answer = read_all(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }

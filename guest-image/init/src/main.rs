@@ -33,13 +33,18 @@ extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> lib
 
 fn run() -> i32 {
     let mut args = std::env::args();
-    match args.next().as_deref() {
+    let name = args.next();
+    match name.as_deref() {
         Some(container::reaper::NAME) => return container::reaper::run(args.next().as_deref()),
+        Some(container::pids::STARTER_NAME) => return container::pids::start(),
         Some(container::join::NAME) => return container::join::main(),
         Some(container::command::NAME) => return container::command::main(),
+        Some(container::forward::NAME) => return container::forward::main(),
         _ => {}
     }
     match admitted() {
+        // The first process of another namespace of the guest, which has mounts of its own.
+        Ok(_) if name.as_deref() == Some(container::pids::HOLDER_NAME) => container::pids::hold(),
         Ok(command_line) if command_line.has(PROBE_WORD) => guest::power::report_boot_and_power_off(),
         Ok(_) => supervisor::run(),
         Err(refusal) => {

@@ -44,6 +44,18 @@ fn it_refuses_to_be_process_1_of_anything_but_a_guest() {
 }
 
 #[test]
+fn the_holder_of_a_namespace_refuses_to_be_an_ordinary_process() {
+    use std::os::unix::process::CommandExt;
+    let before = mounts();
+    let message = refusal(Command::new(init()).arg0("berth-pids"));
+    assert!(
+        message.contains("only as process 1 of a Berth guest"),
+        "{message}"
+    );
+    assert_eq!(mounts(), before);
+}
+
+#[test]
 fn the_reaper_refuses_to_be_an_ordinary_process() {
     use std::os::unix::process::CommandExt;
     let output = Command::new(init())

@@ -12,11 +12,14 @@ pub mod frame;
 pub mod message;
 
 /// Version of this protocol; both sides say it first, and must agree.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// The vsock port of the host to which the guest connects.
 pub const HOST_PORT: u32 = 1024;
 /// The vsock port of the guest to which the host connects for each command that it runs in a container ([`exec`]).
 pub const EXEC_PORT: u32 = 1025;
+/// The vsock port of the host to which the guest connects for each connection that a container makes to the task's
+/// endpoints (169.254.170.2, port 80). From then on only bytes pass: HTTP, of which the guest knows nothing.
+pub const ENDPOINT_PORT: u32 = 1026;
 /// Word on the kernel command line that marks a Berth guest; `berth-init` refuses to run without it.
 pub const GUEST_MARKER: &str = "berth.guest=1";
 /// Largest frame body in bytes.

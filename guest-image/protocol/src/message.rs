@@ -36,6 +36,8 @@ pub enum ToGuest {
     Stop,
     /// Send a signal to the container's first process.
     Signal { container: String, signal: i32 },
+    /// Tell what containers use, every second for so long from now on; a later one of these counts alone.
+    Measure { seconds: u32 },
     /// Flush the disks and power off.
     PowerOff,
 }
@@ -57,6 +59,8 @@ pub enum ToHost {
     },
     /// A container changed its state.
     Container { status: ContainerStatus },
+    /// What the containers have used so far; only while it is asked for.
+    Usage { usage: TaskUsage },
     /// The guest could not do what it was told.
     Error { message: String },
 }
@@ -125,6 +129,51 @@ pub enum Health {
     Unhealthy,
 }
 
+/// What a task has used so far. Counters begin with the machine, or with the container's first start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskUsage {
+    /// Milliseconds since the Unix epoch by the guest's clock.
+    pub at_ms: u64,
+    /// Of all of the machine's processors, idle time among it.
+    pub system_cpu_us: u64,
+    pub disk_used_bytes: u64,
+    pub disk_bytes: u64,
+    pub network: NetworkUsage,
+    /// Of those that run.
+    pub containers: Vec<ContainerUsage>,
+}
+
+/// Counters of `eth0`, which all containers share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUsage {
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
+
+/// What the control group of a container counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUsage {
+    pub name: String,
+    pub cpu_us: u64,
+    pub cpu_user_us: u64,
+    pub cpu_system_us: u64,
+    pub memory_bytes: u64,
+    /// Of that, files that could be dropped at once (`inactive_file`).
+    pub inactive_file_bytes: u64,
+    pub memory_peak_bytes: u64,
+    pub pids: u64,
+    pub read_bytes: u64,
+    pub read_ops: u64,
+    pub write_bytes: u64,
+    pub write_ops: u64,
+}
+
 /// A task: the machine-wide part and its containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -139,9 +188,22 @@ pub struct TaskSpec {
     pub pids: u64,
     /// Serial number of the writable ext4 block device; each container's upper layer lives in a folder of it.
     pub scratch_drive: String,
-    /// Names of the folders on the scratch drive that containers can mount.
+    /// Names of what containers can mount: folders on the scratch drive, but for those that have a drive of their own.
     pub volumes: Vec<String>,
+    /// Volumes that outlive the task.
+    #[serde(default)]
+    pub volume_drives: Vec<VolumeDrive>,
+    /// Whether its containers see each other's processes.
+    pub share_pids: bool,
     pub containers: Vec<ContainerSpec>,
+}
+
+/// A volume and the serial number of its writable ext4 block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDrive {
+    /// One of the task's `volumes`.
+    pub volume: String,
+    pub drive: String,
 }
 
 /// `eth0`.
@@ -176,14 +238,21 @@ pub struct ContainerSpec {
     pub capabilities_add: Vec<String>,
     /// Capabilities taken from the default set; `ALL` for every one.
     pub capabilities_drop: Vec<String>,
-    /// Soft and hard limit of open files.
-    pub nofile: (u64, u64),
+    pub limits: Vec<ResourceLimit>,
+    /// Kernel parameters of the container's or the task's own namespaces, set in this order before it starts.
+    pub system_controls: Vec<SystemControl>,
     /// Cap of this container alone, in bytes; none means the task's.
     pub memory_bytes: Option<u64>,
+    /// What it keeps when the task is short of memory, in bytes (`memory.low`).
+    pub memory_reservation_bytes: Option<u64>,
     /// Relative share of the CPU (`cpu.weight` is derived from it); none means the default.
     pub cpu_shares: Option<u64>,
     /// Whether a small init runs as pid 1 of the container and reaps for it.
     pub init_process: bool,
+    /// Whether its standard input is open, though nothing comes.
+    pub open_stdin: bool,
+    /// Whether its standard streams are one terminal, which it hears as its standard output.
+    pub terminal: bool,
     /// Whether its end is the end of the task.
     pub essential: bool,
     pub depends_on: Vec<Dependency>,
@@ -195,6 +264,28 @@ pub struct ContainerSpec {
     pub restart: Option<RestartPolicy>,
     pub mounts: Vec<Mount>,
     pub tmpfs: Vec<Tmpfs>,
+    /// How many bytes of each output stream are kept for the host before lines are dropped, and counted in the stream by a
+    /// line that says so; none means that the container waits for the host instead.
+    #[serde(default)]
+    pub output_buffer_bytes: Option<u64>,
+}
+
+/// A limit of setrlimit(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// `nofile` and so on.
+    pub name: String,
+    /// None is no limit, here and below.
+    pub soft: Option<u64>,
+    pub hard: Option<u64>,
+}
+
+/// A parameter of sysctl(8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemControl {
+    /// Such as `net.core.somaxconn`.
+    pub name: String,
+    pub value: String,
 }
 
 /// A container starts once the other one has come so far.

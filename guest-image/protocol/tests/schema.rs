@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use berth_protocol::PROTOCOL_VERSION;
 use berth_protocol::exec::{FromCommand, TerminalSize, ToCommand};
 use berth_protocol::message::{
-    Condition, ContainerSpec, ContainerState, ContainerStatus, Dependency, Health, HealthCheck, Mount,
-    NetworkSpec, OutputPosition, RestartPolicy, Stream, TaskSpec, Tmpfs, ToGuest, ToHost,
+    Condition, ContainerSpec, ContainerState, ContainerStatus, ContainerUsage, Dependency, Health,
+    HealthCheck, Mount, NetworkSpec, NetworkUsage, OutputPosition, ResourceLimit, RestartPolicy, Stream,
+    SystemControl, TaskSpec, TaskUsage, Tmpfs, ToGuest, ToHost, VolumeDrive,
 };
 use serde_json::{Value, json};
 
@@ -40,6 +41,7 @@ fn to_guest() -> Vec<ToGuest> {
             container: "web".into(),
             signal: 1,
         },
+        ToGuest::Measure { seconds: 60 },
         ToGuest::PowerOff,
     ]
 }
@@ -61,7 +63,12 @@ fn task() -> TaskSpec {
         memory_bytes: 536_870_912,
         pids: 1024,
         scratch_drive: "scratch".into(),
-        volumes: vec!["shared".into()],
+        volumes: vec!["shared".into(), "lasting".into()],
+        volume_drives: vec![VolumeDrive {
+            volume: "lasting".into(),
+            drive: "volume".into(),
+        }],
+        share_pids: true,
         containers: vec![ContainerSpec {
             name: "web".into(),
             image_drive: "image0".into(),
@@ -73,10 +80,21 @@ fn task() -> TaskSpec {
             readonly_root: true,
             capabilities_add: vec!["CAP_SYS_PTRACE".into()],
             capabilities_drop: vec!["CAP_MKNOD".into()],
-            nofile: (1024, 65_535),
+            limits: vec![ResourceLimit {
+                name: "nofile".into(),
+                soft: Some(1024),
+                hard: None,
+            }],
+            system_controls: vec![SystemControl {
+                name: "net.core.somaxconn".into(),
+                value: "1024".into(),
+            }],
             memory_bytes: Some(268_435_456),
+            memory_reservation_bytes: Some(134_217_728),
             cpu_shares: Some(512),
             init_process: true,
+            open_stdin: true,
+            terminal: true,
             essential: true,
             depends_on: vec![Dependency {
                 container: "migrate".into(),
@@ -105,6 +123,7 @@ fn task() -> TaskSpec {
                 bytes: 1 << 20,
                 options: vec!["noexec".into()],
             }],
+            output_buffer_bytes: Some(10_485_760),
         }],
     }
 }
@@ -147,10 +166,44 @@ fn to_host() -> Vec<ToHost> {
                 reason: Some("container \"migrate\" ended with the exit code 1".into()),
             }),
         },
+        ToHost::Usage { usage: usage() },
         ToHost::Error {
             message: "there is a task already".into(),
         },
     ]
+}
+
+fn usage() -> TaskUsage {
+    TaskUsage {
+        at_ms: 1_700_000_000_000,
+        system_cpu_us: 90_000_000,
+        disk_used_bytes: 1 << 20,
+        disk_bytes: 20 << 30,
+        network: NetworkUsage {
+            rx_bytes: 1,
+            rx_packets: 2,
+            rx_errors: 3,
+            rx_dropped: 4,
+            tx_bytes: 5,
+            tx_packets: 6,
+            tx_errors: 7,
+            tx_dropped: 8,
+        },
+        containers: vec![ContainerUsage {
+            name: "web".into(),
+            cpu_us: 1_500_000,
+            cpu_user_us: 1_000_000,
+            cpu_system_us: 500_000,
+            memory_bytes: 10 << 20,
+            inactive_file_bytes: 1 << 20,
+            memory_peak_bytes: 12 << 20,
+            pids: 3,
+            read_bytes: 4096,
+            read_ops: 1,
+            write_bytes: 8192,
+            write_ops: 2,
+        }],
+    }
 }
 
 fn to_command() -> Vec<ToCommand> {
@@ -185,10 +238,10 @@ fn from_command() -> Vec<FromCommand> {
 fn every_variant_has_an_example(guest: &ToGuest, host: &ToHost, state: &ContainerState) {
     match guest {
         ToGuest::Hello { .. } | ToGuest::Run { .. } | ToGuest::Ack { .. } => {}
-        ToGuest::Stop | ToGuest::Signal { .. } | ToGuest::PowerOff => {}
+        ToGuest::Stop | ToGuest::Signal { .. } | ToGuest::Measure { .. } | ToGuest::PowerOff => {}
     }
     match host {
-        ToHost::Hello { .. } | ToHost::Container { .. } | ToHost::Error { .. } => {}
+        ToHost::Hello { .. } | ToHost::Container { .. } | ToHost::Usage { .. } | ToHost::Error { .. } => {}
     }
     match state {
         ContainerState::Running { .. }

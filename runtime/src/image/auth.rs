@@ -5,11 +5,19 @@ use http_auth::parser::ChallengeParser;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::Credentials;
 
 /// Most bytes of a token server's answer.
 pub(super) const MAX_TOKEN_BYTES: u64 = 1 << 20;
+
+/// With what a registry is asked.
+pub(super) enum Login {
+    Password(Credentials),
+    /// What a token server gave for a password at a login; it gives tokens for it (OAuth 2 refresh token).
+    IdentityToken(Zeroizing<String>),
+}
 
 /// What a registry asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +66,25 @@ pub(super) fn token_url(mut realm: Url, service: Option<&str>, repository: &str)
     realm
 }
 
+/// The form that a token server takes an identity token in (distribution specification, "OAuth2 token authentication").
+pub(super) fn token_form(
+    realm: &Url,
+    token: &str,
+    service: Option<&str>,
+    repository: &str,
+) -> Zeroizing<String> {
+    // A form is written as a query is.
+    let mut form = realm.clone();
+    form.set_query(None);
+    form.query_pairs_mut()
+        .append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "berth")
+        .append_pair("service", service.unwrap_or_default())
+        .append_pair("scope", &format!("repository:{repository}:pull"))
+        .append_pair("refresh_token", token);
+    Zeroizing::new(form.query().unwrap_or_default().to_owned())
+}
+
 /// The `Authorization` header for the token in a token server's answer.
 pub(super) fn bearer(answer: &[u8]) -> Option<HeaderValue> {
     #[derive(Deserialize)]
@@ -75,11 +102,9 @@ pub(super) fn bearer(answer: &[u8]) -> Option<HeaderValue> {
 
 pub(super) fn basic(credentials: &Credentials) -> Option<HeaderValue> {
     use base64::Engine as _;
-    let pair = format!("{}:{}", credentials.username, credentials.password);
-    secret(&format!(
-        "Basic {}",
-        base64::engine::general_purpose::STANDARD.encode(pair)
-    ))
+    let pair = Zeroizing::new(format!("{}:{}", credentials.username, credentials.password));
+    let encoded = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(pair.as_bytes()));
+    secret(&Zeroizing::new(format!("Basic {}", encoded.as_str())))
 }
 
 fn secret(text: &str) -> Option<HeaderValue> {

@@ -5,6 +5,7 @@
 //! blobs/sha256/…    manifests, configurations and layers, by digest
 //! erofs/….erofs     root file systems, by the chain id of their layers; ….json beside each says how large it was
 //! refs/….json       one record for each reference, by the digest of its text
+//! partial/…         beginnings of blobs, by digest, that a later download goes on with
 //! tmp/              whatever is not finished; emptied when the store is opened
 //! ```
 //!
@@ -17,6 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,7 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::manifest::MAX_CONFIG_BYTES;
 use super::unpack::Unpacked;
+use crate::faults::{self, Point};
 
 /// What is known of a reference that was pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +40,9 @@ pub(super) struct Record {
     pub(super) rootfs: Digest,
     /// Every blob that the image is made of.
     pub(super) blobs: BTreeSet<Digest>,
+    /// Those of them that are not needed any more once they are unpacked.
+    #[serde(default)]
+    pub(super) layers: BTreeSet<Digest>,
 }
 
 /// How large a root file system was, when it was unpacked.
@@ -55,11 +61,30 @@ impl From<Unpacked> for RootfsSize {
     }
 }
 
+/// What must stay, whatever the records say. Nothing is deleted but under its lock.
+#[derive(Default)]
+pub(super) struct Claims {
+    /// How many pulls need each blob or root file system.
+    pub(super) leases: BTreeMap<Digest, usize>,
+    /// The root file systems that each user works with.
+    pub(super) users: BTreeMap<String, BTreeSet<Digest>>,
+}
+
+impl Claims {
+    fn unlease(&mut self, digest: Digest) {
+        if let Some(count) = self.leases.get_mut(&digest) {
+            *count -= 1;
+            if *count == 0 {
+                self.leases.remove(&digest);
+            }
+        }
+    }
+}
+
 pub(super) struct Cache {
     dir: PathBuf,
     next_scratch: AtomicU64,
-    /// How many pulls need each blob or root file system that no record names yet.
-    leases: Mutex<BTreeMap<Digest, usize>>,
+    claims: Mutex<Claims>,
     /// Held for as long as the store is open.
     _lock: File,
 }
@@ -97,16 +122,20 @@ impl Cache {
             }
             _ => {}
         }
-        for part in ["blobs/sha256", "erofs", "refs", "tmp"] {
+        for part in ["blobs/sha256", "erofs", "partial", "refs", "tmp"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(ImageError::io(&path))?;
         }
         Ok(Self {
             dir,
             next_scratch: AtomicU64::new(0),
-            leases: Mutex::default(),
+            claims: Mutex::default(),
             _lock: lock,
         })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(super) fn blob(&self, digest: Digest) -> PathBuf {
@@ -117,7 +146,12 @@ impl Cache {
         self.dir.join("erofs").join(format!("{}.erofs", chain_id.hex()))
     }
 
-    fn rootfs_size_path(&self, chain_id: Digest) -> PathBuf {
+    /// The folders of everything that takes room: blobs, beginnings of blobs, root file systems.
+    pub(super) fn folders(&self) -> [PathBuf; 3] {
+        ["blobs/sha256", "partial", "erofs"].map(|folder| self.dir.join(folder))
+    }
+
+    pub(super) fn rootfs_size_path(&self, chain_id: Digest) -> PathBuf {
         self.dir.join("erofs").join(format!("{}.json", chain_id.hex()))
     }
 
@@ -136,8 +170,25 @@ impl Cache {
         fs::read(path).ok().filter(|bytes| Digest::of(bytes) == digest)
     }
 
-    pub(super) fn has_blob(&self, digest: Digest, size: u64) -> bool {
-        fs::metadata(self.blob(digest)).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+    /// Whether a blob is here; it then counts as used now.
+    pub(super) fn use_blob(&self, digest: Digest, size: u64) -> bool {
+        let path = self.blob(digest);
+        let here = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size);
+        if here {
+            touch(&path);
+        }
+        here
+    }
+
+    /// Where the beginning of a blob is kept until the rest has come.
+    pub(super) fn partial(&self, digest: Digest) -> PathBuf {
+        self.dir.join("partial").join(digest.hex())
+    }
+
+    /// Takes in a blob that is whole, on disk and verified.
+    pub(super) fn put_part(&self, part: &Path, digest: Digest) -> Result<(), ImageError> {
+        faults::write(Point::BlobDownloaded).map_err(ImageError::io(part))?;
+        self.rename(part, &self.blob(digest))
     }
 
     /// Keeps a small blob whose digest is computed here.
@@ -166,11 +217,17 @@ impl Cache {
         size: RootfsSize,
     ) -> Result<(), ImageError> {
         self.write_whole(&self.rootfs_size_path(chain_id), &json(&size))?;
+        faults::write(Point::RootfsPacked).map_err(ImageError::io(&packed.path))?;
         self.put(packed, &self.rootfs(chain_id))
     }
 
     pub(super) fn put_record(&self, record: &Record) -> Result<(), ImageError> {
         self.write_whole(&self.record_path(&record.reference), &json(record))
+    }
+
+    /// What is known of one reference.
+    pub(super) fn record(&self, reference: &str) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.record_path(reference)).ok()?).ok()
     }
 
     /// Every record that can be read.
@@ -198,33 +255,6 @@ impl Cache {
         }
     }
 
-    /// Deletes what no record names and no pull needs; gives the bytes won.
-    pub(super) fn sweep(&self) -> Result<u64, ImageError> {
-        let leases = self.leases();
-        let mut live = BTreeSet::new();
-        for record in self.records()? {
-            live.extend([record.manifest, record.config, record.rootfs]);
-            live.extend(record.blobs);
-        }
-        live.extend(leases.keys());
-        let live: BTreeSet<String> = live.iter().map(Digest::hex).collect();
-        let mut bytes = 0;
-        for folder in ["blobs/sha256", "erofs"] {
-            for path in files(&self.dir.join(folder))? {
-                let stem = path
-                    .file_stem()
-                    .and_then(|stem| stem.to_str())
-                    .unwrap_or_default();
-                if !live.contains(stem) {
-                    let size = fs::metadata(&path).map(|metadata| metadata.len()).unwrap_or(0);
-                    fs::remove_file(&path).map_err(ImageError::io(&path))?;
-                    bytes += size;
-                }
-            }
-        }
-        Ok(bytes)
-    }
-
     /// A name in `tmp` that is deleted, whatever it has become, when the value is dropped.
     pub(super) fn scratch(&self) -> Scratch {
         let number = self.next_scratch.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +265,11 @@ impl Cache {
 
     /// Moves a whole file that is on disk to its name.
     pub(super) fn put(&self, scratch: &Scratch, path: &Path) -> Result<(), ImageError> {
-        fs::rename(&scratch.path, path).map_err(ImageError::io(path))?;
+        self.rename(&scratch.path, path)
+    }
+
+    fn rename(&self, from: &Path, path: &Path) -> Result<(), ImageError> {
+        fs::rename(from, path).map_err(ImageError::io(path))?;
         let folder = path.parent().unwrap_or(&self.dir);
         File::open(folder)
             .and_then(|folder| folder.sync_all())
@@ -253,9 +287,9 @@ impl Cache {
         self.put(&scratch, path)
     }
 
-    fn leases(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
-        // The counts are whole between any two statements under the lock.
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
+        // They are whole between any two statements under the lock.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -275,21 +309,24 @@ impl Leases {
 
     /// To be called before looking whether the content is there.
     pub(super) fn hold(&mut self, digest: Digest) {
-        *self.cache.leases().entry(digest).or_default() += 1;
+        *self.cache.claims().leases.entry(digest).or_default() += 1;
         self.held.push(digest);
+    }
+
+    /// Takes one [`Self::hold`] back before the pull has ended.
+    pub(super) fn release(&mut self, digest: Digest) {
+        if let Some(index) = self.held.iter().position(|held| *held == digest) {
+            self.held.swap_remove(index);
+            self.cache.claims().unlease(digest);
+        }
     }
 }
 
 impl Drop for Leases {
     fn drop(&mut self) {
-        let mut leases = self.cache.leases();
+        let mut claims = self.cache.claims();
         for digest in &self.held {
-            if let Some(count) = leases.get_mut(digest) {
-                *count -= 1;
-                if *count == 0 {
-                    leases.remove(digest);
-                }
-            }
+            claims.unlease(*digest);
         }
     }
 }
@@ -322,7 +359,15 @@ impl Drop for Scratch {
     }
 }
 
-fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
+/// The time of a file's last change says when it was last used. A failure makes it look older, which does no harm.
+pub(super) fn touch(path: &Path) {
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    if let Err(error) = File::open(path).and_then(|file| file.set_times(now)) {
+        tracing::debug!(path = %path.display(), %error, "cannot say when this was used");
+    }
+}
+
+pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let list = || -> io::Result<Vec<PathBuf>> {
         fs::read_dir(folder)?
             .map(|entry| entry.map(|entry| entry.path()))

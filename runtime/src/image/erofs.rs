@@ -7,14 +7,15 @@ use std::process::{Command, Stdio};
 
 use super::digest::Digest;
 use super::error::ImageError;
+use super::rootfs::Stop;
 
 /// The time of the build in the superblock, 2100-01-01. A constant makes images reproducible; mkfs.erofs sets later
 /// file times to it, so it is far away.
 pub(super) const BUILD_TIME_SECONDS: u64 = 4_102_444_800;
 const MAX_OUTPUT_BYTES: u64 = 4096;
 
-/// Packs a tree into a file, which is on disk when this returns. Blocks.
-pub(super) fn pack(tree: &Path, image: &Path, key: Digest) -> Result<(), ImageError> {
+/// Packs a tree into a file, which is on disk when this returns, unless it is stopped. Blocks.
+pub(super) fn pack(tree: &Path, image: &Path, key: Digest, stop: &Stop) -> Result<(), ImageError> {
     let mut child = Command::new("mkfs.erofs")
         .args(["--quiet", "-U", &uuid(key)])
         .arg(image)
@@ -39,12 +40,18 @@ pub(super) fn pack(tree: &Path, image: &Path, key: Digest) -> Result<(), ImageEr
             },
         })?;
     let mut output = Vec::new();
-    if let Some(mut stderr) = child.stderr.take() {
+    let stderr = child.stderr.take();
+    stop.ends(child);
+    if let Some(mut stderr) = stderr {
         // What cannot be read of the messages is missing from a message; the exit status decides.
         let _ = stderr.by_ref().take(MAX_OUTPUT_BYTES).read_to_end(&mut output);
         let _ = io::copy(&mut stderr, &mut io::sink());
     }
-    let status = child.wait().map_err(ImageError::io(Path::new("mkfs.erofs")))?;
+    let status = match stop.child() {
+        Some(mut child) => child.wait(),
+        None => Err(io::ErrorKind::NotFound.into()),
+    };
+    let status = status.map_err(ImageError::io(Path::new("mkfs.erofs")))?;
     if !status.success() {
         let output = super::manifest::shown(String::from_utf8_lossy(&output).trim());
         return Err(ImageError::Pack {

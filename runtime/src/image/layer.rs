@@ -33,6 +33,11 @@ pub enum LayerError {
     TooManyEntries { limit: u64 },
     #[error("it unpacks to more than the limit")]
     TooLarge,
+    /// There is no room for it on this host.
+    #[error("{0}")]
+    NoRoom(Box<super::ImageError>),
+    #[error("nobody waits for it any more")]
+    Stopped,
 }
 
 impl From<TarError> for LayerError {
@@ -102,8 +107,15 @@ impl<'a> LayerStream<'a> {
     }
 
     /// Reads whatever comes after the archive and gives the digest of the whole stream, the `diff_id`.
-    pub(super) fn finish(mut self) -> Result<Digest, LayerError> {
-        io::copy(&mut self, &mut io::sink())?;
+    /// `go_on` is asked now and then.
+    pub(super) fn finish(
+        mut self,
+        mut go_on: impl FnMut() -> Result<(), LayerError>,
+    ) -> Result<Digest, LayerError> {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while self.read(&mut buffer)? > 0 {
+            go_on()?;
+        }
         Ok(self.hasher.finish())
     }
 }

@@ -2,31 +2,43 @@
 //!
 //! The way in is [`ImageStore`]. Everything that comes from a registry, a layout or a layer is hostile: it is bounded
 //! before it is used, and verified by digest. What is not here: the overlay in which a container sees an image, and
-//! when an image is no longer needed (the caller of [`ImageStore::prune`] knows).
+//! who uses an image (the caller of [`ImageStore::pull_for`] says so).
 
 mod auth;
+mod bandwidth;
 mod cache;
 mod digest;
+mod docker_config;
+mod download;
 mod erofs;
 mod error;
+mod evict;
 mod layer;
 mod layout;
 mod manifest;
 mod pull;
 mod reference;
 mod registry;
+mod retry;
+mod room;
+mod rootfs;
 mod source;
 mod store;
 mod tar_reader;
+mod tar_sparse;
 mod tree;
 mod turns;
 mod unpack;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 pub use digest::{Digest, DigestError};
 pub use error::ImageError;
@@ -65,6 +77,15 @@ pub struct ImageConfig {
     pub exposed_ports: Vec<String>,
 }
 
+/// An image in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredImage {
+    pub image: Image,
+    pub last_used: SystemTime,
+    /// Who works with it.
+    pub users: Vec<String>,
+}
+
 /// Settings of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageOptions {
@@ -72,12 +93,57 @@ pub struct ImageOptions {
     pub insecure_registries: BTreeSet<String>,
     /// Most bytes to download for one image.
     pub max_compressed_bytes: u64,
+    /// Most bytes on disk of all images together, and of what pulls write meanwhile.
+    pub budget_bytes: u64,
+    /// Of all downloads together.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// A `config.json` as Docker writes it, with credentials of registries; it need not be there.
+    pub docker_config: Option<PathBuf>,
+    pub behavior: PullBehavior,
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self {
+            insecure_registries: BTreeSet::new(),
+            max_compressed_bytes: 32 << 30,
+            budget_bytes: u64::MAX,
+            bytes_per_second: None,
+            docker_config: None,
+            behavior: PullBehavior::Default,
+        }
+    }
+}
+
+/// When a registry is asked what a tag stands for (the names are the ECS agent's). A digest needs no asking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PullBehavior {
+    /// Each time; if no registry answers, what was pulled last is used.
+    #[default]
+    Default,
+    /// Each time, and without an answer the pull fails.
+    Always,
+    /// Only if the image is not here.
+    PreferCached,
+}
+
+impl FromStr for PullBehavior {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "default" => Ok(Self::Default),
+            "always" => Ok(Self::Always),
+            "prefer-cached" => Ok(Self::PreferCached),
+            _ => Err("it is `default`, `always` or `prefer-cached`"),
+        }
+    }
 }
 
 /// Limits of one pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullLimits {
-    /// Most bytes of files in all layers together; the disk of the task.
+    /// Most bytes of files in all layers of all images of the user together; the disk of the task.
     pub max_unpacked_bytes: u64,
 }
 
@@ -107,6 +173,12 @@ pub enum PullPhase {
 pub struct Credentials {
     pub username: String,
     pub password: String,
+}
+
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.password.zeroize();
+    }
 }
 
 impl fmt::Debug for Credentials {

@@ -1,32 +1,35 @@
 //! One pull: from a source to a record in the cache, step by step.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use tokio::io::AsyncWriteExt;
 
-use super::cache::{Leases, Record, RootfsSize, Scratch};
-use super::digest::{Digest, Hasher};
-use super::erofs;
+use super::cache::{Leases, Record, RootfsSize, touch};
+use super::digest::Digest;
+use super::download::Download;
 use super::error::ImageError;
+use super::evict::Kind;
 use super::layer::LayerError;
 use super::manifest::{self, Configuration, Document, Layer, Manifest};
-use super::reference::Reference;
-use super::source::{Source, blocking};
-use super::store::Inner;
-use super::unpack::Unpacker;
-use super::{Image, PullLimits, PullPhase, PullProgress};
+use super::reference::{Reference, RegistryReference};
+use super::retry::transient;
+use super::rootfs::Rootfs;
+use super::source::{Served, Source, blocking};
+use super::store::{Inner, image};
+use super::{Image, PullBehavior, PullLimits, PullPhase, PullProgress};
 
 /// How deep indexes may be nested.
 const MAX_INDEX_DEPTH: usize = 3;
 const CONCURRENT_DOWNLOADS: usize = 3;
-/// How often the download of a blob is begun, if the connection breaks.
-const DOWNLOAD_ATTEMPTS: u32 = 3;
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often a pull that waits for another one looks how far that is.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a registry is asked what a tag stands for, where an image is here that can be used without an answer.
+const LOOK_UP_ATTEMPTS: u32 = 2;
+const LOOK_UP_PAUSE: Duration = Duration::from_millis(500);
 /// Progress is told every so many bytes.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
@@ -34,8 +37,12 @@ pub(super) type OnProgress<'a> = &'a (dyn Fn(PullProgress) + Send + Sync);
 
 /// One call of `ImageStore::pull`.
 pub(super) struct Pull<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     source: Source,
+    /// Who will use the image, and keeps it from being deleted until it says that it does not any more.
+    user: Option<&'a str>,
+    /// What the reference stands for, while this pull works on it.
+    root: Option<Digest>,
     /// The canonical reference.
     image: String,
     leases: Leases,
@@ -45,8 +52,9 @@ pub(super) struct Pull<'a> {
 
 impl<'a> Pull<'a> {
     pub(super) fn new(
-        inner: &'a Inner,
+        inner: &'a Arc<Inner>,
         source: Source,
+        user: Option<&'a str>,
         reference: &Reference,
         limits: PullLimits,
         progress: OnProgress<'a>,
@@ -55,6 +63,8 @@ impl<'a> Pull<'a> {
         Self {
             inner,
             source,
+            user,
+            root: None,
             image: reference.to_string(),
             leases,
             limits,
@@ -64,8 +74,25 @@ impl<'a> Pull<'a> {
 
     pub(super) async fn run(mut self, reference: &Reference) -> Result<Image, ImageError> {
         self.tell(PullPhase::Resolving, (0, 0), (0, 0));
-        let (digest, manifest, mut blobs) = self.resolve(reference).await?;
-        let _turn = self.inner.turns.take(digest).await;
+        let behavior = self.inner.options.behavior;
+        if behavior == PullBehavior::PreferCached
+            && let Some(image) = self.cached()?
+        {
+            return Ok(image);
+        }
+        let (root, served) = match self.root(reference).await {
+            Err(error) if behavior == PullBehavior::Default && transient(&error).is_some() => {
+                let Some(image) = self.cached()? else {
+                    return Err(error);
+                };
+                tracing::warn!(%error, image = self.image, "what is here of the image is used");
+                return Ok(image);
+            }
+            root => root?,
+        };
+        let _turn = self.turn(root).await;
+        self.root = Some(root);
+        let (digest, manifest, mut blobs) = self.resolve(root, served).await?;
         let Configuration { config, diff_ids } = self.configuration(&manifest).await?;
         let chain_id = manifest::chain_id(&diff_ids);
         self.leases.hold(chain_id);
@@ -73,50 +100,159 @@ impl<'a> Pull<'a> {
             Some(size) => size,
             None => self.make_rootfs(&manifest, &diff_ids, chain_id).await?,
         };
-        if size.unpacked_bytes > self.limits.max_unpacked_bytes {
-            return Err(ImageError::LargerThanDisk {
-                limit_bytes: self.limits.max_unpacked_bytes,
-            });
-        }
+        self.check_size(chain_id, size)?;
         let cache = &self.inner.cache;
         let rootfs = cache.rootfs(chain_id);
         let size_bytes = rootfs.metadata().map_err(ImageError::io(&rootfs))?.len();
-        blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
-        cache.put_record(&Record {
+        let layers: BTreeSet<_> = manifest.layers.iter().map(|layer| layer.digest).collect();
+        blobs.insert(manifest.config);
+        blobs.extend(&layers);
+        let record = Record {
             reference: self.image.clone(),
             manifest: digest,
             config: manifest.config,
             rootfs: chain_id,
             blobs,
-        })?;
-        Ok(Image {
-            reference: self.image,
+            layers,
+        };
+        if cache.record(&self.image).as_ref() != Some(&record) {
+            cache.put_record(&record)?;
+        }
+        self.use_now(chain_id, size)?;
+        let image = Image {
+            reference: std::mem::take(&mut self.image),
             digest,
             config,
             rootfs,
             size_bytes,
-        })
+        };
+        let room = Arc::clone(&self.inner.room);
+        // What is not needed any more goes; the image is here either way.
+        if let Err(error) = blocking("eviction", move || room.trim()).await {
+            tracing::error!(%error, "images that are not used cannot be deleted");
+        }
+        Ok(image)
     }
 
-    /// From the reference to the manifest for this platform; also every document on the way.
+    /// What the reference stood for when it was pulled last, if all of that is here.
+    fn cached(&mut self) -> Result<Option<Image>, ImageError> {
+        let cache = &self.inner.cache;
+        let Some(record) = cache.record(&self.image) else {
+            return Ok(None);
+        };
+        for digest in [record.manifest, record.config, record.rootfs] {
+            self.leases.hold(digest);
+        }
+        let (Some(image), Some(size)) = (image(cache, &record), cache.rootfs_size(record.rootfs)) else {
+            return Ok(None);
+        };
+        self.use_now(record.rootfs, size)?;
+        Ok(Some(image))
+    }
+
+    /// Before the leases end.
+    fn use_now(&self, chain_id: Digest, size: RootfsSize) -> Result<(), ImageError> {
+        let (cache, limit) = (&self.inner.cache, self.limits.max_unpacked_bytes);
+        match self.user {
+            Some(user) if !cache.hold_within(user, chain_id, size.unpacked_bytes, limit) => {
+                return Err(self.too_large(chain_id));
+            }
+            Some(_) => {}
+            None => self.check_size(chain_id, size)?,
+        }
+        touch(&cache.rootfs(chain_id));
+        Ok(())
+    }
+
+    fn check_size(&self, chain_id: Digest, size: RootfsSize) -> Result<(), ImageError> {
+        match size.unpacked_bytes > self.max_unpacked_bytes(chain_id) {
+            true => Err(self.too_large(chain_id)),
+            false => Ok(()),
+        }
+    }
+
+    /// What the user's other images leave for this one.
+    fn max_unpacked_bytes(&self, chain_id: Digest) -> u64 {
+        let limit = self.limits.max_unpacked_bytes;
+        limit.saturating_sub(self.others_bytes(chain_id))
+    }
+
+    fn others_bytes(&self, chain_id: Digest) -> u64 {
+        self.user
+            .map_or(0, |user| self.inner.cache.unpacked_bytes_of(user, chain_id))
+    }
+
+    fn too_large(&self, chain_id: Digest) -> ImageError {
+        let limit_bytes = self.limits.max_unpacked_bytes;
+        match self.others_bytes(chain_id) {
+            0 => ImageError::LargerThanDisk { limit_bytes },
+            others_bytes => ImageError::TogetherLargerThanDisk {
+                others_bytes,
+                limit_bytes,
+            },
+        }
+    }
+
+    /// Of several pulls of one thing, one works; the others tell of what it does, and find it done.
+    async fn turn(&self, root: Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let mut turn = pin!(self.inner.turns.take(root));
+        loop {
+            match tokio::time::timeout(WATCH_INTERVAL, &mut turn).await {
+                Ok(turn) => return turn,
+                Err(_) => self.inner.progress(root).into_iter().for_each(self.progress),
+            }
+        }
+    }
+
+    /// The digest that the reference stands for; the document itself, where it came with that.
+    async fn root(&self, reference: &Reference) -> Result<(Digest, Option<Served>), ImageError> {
+        if let Reference::Registry(RegistryReference {
+            digest: Some(digest), ..
+        }) = reference
+        {
+            return Ok((*digest, None));
+        }
+        let mut failures = 0;
+        loop {
+            match self.source.look_up().await {
+                Ok(Some(digest)) => return Ok((digest, None)),
+                Err(error) if self.can_do_without(&error) => {
+                    failures += 1;
+                    if failures == LOOK_UP_ATTEMPTS {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(LOOK_UP_PAUSE).await;
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let served = self.source.root().await?;
+        Ok((Digest::of(&served.0), Some(served)))
+    }
+
+    /// Whether what is here of the image will be used if the registry goes on to fail like this.
+    fn can_do_without(&self, error: &ImageError) -> bool {
+        self.inner.options.behavior == PullBehavior::Default
+            && transient(error).is_some()
+            && self.inner.cache.record(&self.image).is_some()
+    }
+
+    /// From there to the manifest for this platform; also every document on the way.
     async fn resolve(
         &mut self,
-        reference: &Reference,
+        root: Digest,
+        served: Option<Served>,
     ) -> Result<(Digest, Manifest, BTreeSet<Digest>), ImageError> {
-        let pinned = match reference {
-            Reference::Registry(reference) => reference.digest,
-            _ => None,
-        };
-        let (mut bytes, mut media_type) = match pinned {
-            Some(digest) => self.document(digest).await?,
-            None => self.source.root().await?,
+        let (mut bytes, mut media_type) = match served {
+            Some(served) => served,
+            None => self.document(root).await?,
         };
         let mut documents = BTreeSet::new();
         for _ in 0..MAX_INDEX_DEPTH {
             let digest = Digest::of(&bytes);
             let document = manifest::document(&self.image, &bytes, media_type.as_deref())?;
             self.leases.hold(digest);
-            self.inner.cache.put_blob(&bytes)?;
+            self.keep_document(digest, &bytes).await?;
             documents.insert(digest);
             match document {
                 Document::Manifest(manifest) => return Ok((digest, manifest, documents)),
@@ -147,6 +283,16 @@ impl<'a> Pull<'a> {
         }
     }
 
+    async fn keep_document(&self, digest: Digest, bytes: &[u8]) -> Result<(), ImageError> {
+        if !self.inner.cache.blob(digest).exists() {
+            let named = Some((Kind::Blob, digest));
+            let room = self.inner.room.reserve("the manifest", named, None);
+            room.grow(bytes.len() as u64).await?;
+            self.inner.cache.put_blob(bytes)?;
+        }
+        Ok(())
+    }
+
     async fn configuration(&mut self, manifest: &Manifest) -> Result<Configuration, ImageError> {
         self.leases.hold(manifest.config);
         let bytes = match self.inner.cache.document(manifest.config) {
@@ -172,22 +318,31 @@ impl<'a> Pull<'a> {
         if let Some(size) = self.inner.cache.rootfs_size(chain_id) {
             return Ok(size);
         }
-        let staging = self.unpack(&manifest.layers, diff_ids, downloaded).await?;
         let layers = manifest.layers.len();
-        self.tell(PullPhase::Packing, (layers, layers), (downloaded, downloaded));
-        let cache = Arc::clone(&self.inner.cache);
-        blocking("packing", move || {
-            let unpacked = staging.unpacker.finish().map_err(|source| layer_error(chain_id, 0, source))?;
-            if unpacked.skipped_devices > 0 {
-                tracing::info!(rootfs = %chain_id, devices = unpacked.skipped_devices, "device nodes left out");
-            }
-            let packed = cache.scratch();
-            erofs::pack(staging.directory.path(), packed.path(), chain_id)?;
-            let size = RootfsSize::from(unpacked);
-            cache.put_rootfs(chain_id, &packed, size)?;
-            Ok(size)
-        })
-        .await
+        let rootfs = Rootfs {
+            inner: self.inner,
+            chain_id,
+            layers: &manifest.layers,
+            diff_ids,
+            max_bytes: self.max_unpacked_bytes(chain_id),
+        };
+        let bytes = (downloaded, downloaded);
+        let tree = rootfs
+            .unpack(|done| self.tell(PullPhase::Unpacking, (done, layers), bytes))
+            .await
+            .map_err(|error| match error {
+                ImageError::Layer {
+                    source: LayerError::TooLarge,
+                    ..
+                } => self.too_large(chain_id),
+                error => error,
+            })?;
+        // They may go now, where there is no room for both.
+        for layer in &manifest.layers {
+            self.leases.release(layer.digest);
+        }
+        self.tell(PullPhase::Packing, (layers, layers), bytes);
+        tree.pack(self.inner, chain_id).await
     }
 
     /// Downloads the layers that are not there, and gives the number of bytes that took.
@@ -195,7 +350,7 @@ impl<'a> Pull<'a> {
         let mut missing = BTreeMap::new();
         for layer in layers {
             self.leases.hold(layer.digest);
-            if !self.inner.cache.has_blob(layer.digest, layer.size) {
+            if !self.inner.cache.use_blob(layer.digest, layer.size) {
                 missing.insert(layer.digest, layer.size);
             }
         }
@@ -210,6 +365,8 @@ impl<'a> Pull<'a> {
                 limit,
             });
         }
+        let (room, digests) = (Arc::clone(&self.inner.room), missing.clone().into_keys());
+        blocking("counting", move || room.check("the download", total, digests)).await?;
         let count = missing.len();
         let (bytes_done, told, layers_done) = (AtomicU64::new(0), AtomicU64::new(0), AtomicUsize::new(0));
         let tell = |force: bool| {
@@ -244,150 +401,42 @@ impl<'a> Pull<'a> {
         Ok(total)
     }
 
-    /// Brings one blob into the cache. `on_bytes` is told of bytes got, and (negative) of bytes got in vain.
     async fn fetch(
         &self,
         digest: Digest,
         size: u64,
         on_bytes: &(dyn Fn(i64) + Send + Sync),
     ) -> Result<(), ImageError> {
-        let _turn = self.inner.turns.take(digest).await;
-        if self.inner.cache.has_blob(digest, size) {
-            on_bytes(size.cast_signed());
-            return Ok(());
-        }
-        let mut attempt = 1;
-        loop {
-            let got = AtomicU64::new(0);
-            let counted = |bytes: u64| {
-                got.fetch_add(bytes, Ordering::Relaxed);
-                on_bytes(bytes.cast_signed());
-            };
-            match self.fetch_once(digest, size, &counted).await {
-                Err(error @ ImageError::Unreachable { .. }) if attempt < DOWNLOAD_ATTEMPTS => {
-                    tracing::debug!(%digest, %error, attempt, "download broke off");
-                    on_bytes(-got.load(Ordering::Relaxed).cast_signed());
-                    tokio::time::sleep(RETRY_AFTER * attempt).await;
-                    attempt += 1;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    async fn fetch_once(
-        &self,
-        digest: Digest,
-        size: u64,
-        counted: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), ImageError> {
-        let cache = &self.inner.cache;
-        let what = || format!("blob {digest} of {}", self.image);
-        let scratch = cache.scratch();
-        let io = |source| ImageError::Io {
-            path: scratch.path().to_owned(),
-            source,
+        let download = Download {
+            inner: self.inner,
+            source: &self.source,
+            image: &self.image,
+            digest,
+            size,
+            on_bytes,
         };
-        let mut content = self.source.blob(digest).await?;
-        let mut file = tokio::fs::File::create_new(scratch.path()).await.map_err(io)?;
-        let mut hasher = Hasher::default();
-        let mut got = 0_u64;
-        while let Some(piece) = content.try_next().await? {
-            got = got.saturating_add(piece.len() as u64);
-            if got > size {
-                return Err(ImageError::Size {
-                    what: what(),
-                    expected: size,
-                    actual: "more".to_owned(),
-                });
-            }
-            hasher.update(&piece);
-            file.write_all(&piece).await.map_err(io)?;
-            counted(piece.len() as u64);
-        }
-        let actual = hasher.finish();
-        if got != size {
-            return Err(ImageError::Size {
-                what: what(),
-                expected: size,
-                actual: got.to_string(),
-            });
-        }
-        if actual != digest {
-            return Err(ImageError::Digest {
-                what: what(),
-                expected: digest,
-                actual,
-            });
-        }
-        file.sync_all().await.map_err(io)?;
-        cache.put(&scratch, &cache.blob(digest))
-    }
-
-    /// Unpacks the layers into a folder of their own, checking each against its `diff_id`.
-    async fn unpack(
-        &self,
-        layers: &[Layer],
-        diff_ids: &[Digest],
-        downloaded: u64,
-    ) -> Result<Staging, ImageError> {
-        let limit = self.limits.max_unpacked_bytes;
-        let directory = self.inner.cache.scratch();
-        let mut staging = blocking("unpacking", move || {
-            let path = directory.path();
-            std::fs::create_dir(path).map_err(ImageError::io(path))?;
-            let unpacker =
-                Unpacker::new(path, limit).map_err(|source| layer_error(Digest::of(b""), limit, source))?;
-            Ok(Staging { unpacker, directory })
-        })
-        .await?;
-        for (index, (layer, &diff_id)) in layers.iter().zip(diff_ids).enumerate() {
-            self.tell(
-                PullPhase::Unpacking,
-                (index, layers.len()),
-                (downloaded, downloaded),
-            );
-            let path = self.inner.cache.blob(layer.digest);
-            let (digest, compression) = (layer.digest, layer.compression);
-            staging = blocking("unpacking", move || {
-                let file = File::open(&path).map_err(ImageError::io(&path))?;
-                let unpacked = staging.unpacker.layer(file, compression);
-                let actual = unpacked.map_err(|source| layer_error(digest, limit, source))?;
-                if actual != diff_id {
-                    let what = format!("layer {digest}, unpacked");
-                    return Err(ImageError::Digest {
-                        what,
-                        expected: diff_id,
-                        actual,
-                    });
-                }
-                Ok(staging)
-            })
-            .await?;
-        }
-        Ok(staging)
+        download.run().await
     }
 
     fn tell(&self, phase: PullPhase, layers: (usize, usize), bytes: (u64, u64)) {
-        (self.progress)(PullProgress {
+        let progress = PullProgress {
             phase,
             layers_done: layers.0,
             layers_total: layers.1,
             bytes_done: bytes.0,
             bytes_total: bytes.1,
-        });
+        };
+        if let Some(root) = self.root {
+            self.inner.set_progress(root, Some(progress));
+        }
+        (self.progress)(progress);
     }
 }
 
-/// A tree that is being unpacked; dropping it deletes it.
-struct Staging {
-    unpacker: Unpacker,
-    directory: Scratch,
-}
-
-fn layer_error(layer: Digest, limit_bytes: u64, source: LayerError) -> ImageError {
-    match source {
-        LayerError::TooLarge => ImageError::LargerThanDisk { limit_bytes },
-        source => ImageError::Layer { layer, source },
+impl Drop for Pull<'_> {
+    fn drop(&mut self) {
+        if let Some(root) = self.root {
+            self.inner.set_progress(root, None);
+        }
     }
 }

@@ -10,13 +10,13 @@ use futures_util::{StreamExt, TryStreamExt};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
-use super::Credentials;
+use super::auth::Login;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::layout::Layout;
 use super::manifest;
 use super::reference::Reference;
-use super::registry::Repository;
+use super::registry::{Clients, Repository};
 
 const READ_BYTES: usize = 128 * 1024;
 
@@ -39,15 +39,14 @@ impl Source {
     /// `client` is asked for only if the image is in a registry.
     pub(super) async fn open(
         reference: &Reference,
-        credentials: Option<Credentials>,
+        login: Option<Login>,
         insecure_registries: &BTreeSet<String>,
-        client: impl FnOnce() -> Result<reqwest::Client, ImageError>,
+        client: impl FnOnce() -> Result<Clients, ImageError>,
     ) -> Result<Self, ImageError> {
         let (layout, tag) = match reference {
             Reference::Registry(reference) => {
                 let selector = reference.selector();
-                let repository =
-                    Repository::new(client()?, reference.clone(), credentials, insecure_registries);
+                let repository = Repository::new(client()?, reference.clone(), login, insecure_registries);
                 return Ok(Self::Registry {
                     repository: Box::new(repository),
                     selector,
@@ -98,13 +97,28 @@ impl Source {
         }
     }
 
-    /// The content of a blob, not verified.
+    /// What a tag stands for, if that can be had without the document itself.
+    pub(super) async fn look_up(&self) -> Result<Option<Digest>, ImageError> {
+        match self {
+            Self::Registry { repository, selector } => repository.look_up(selector).await,
+            Self::Layout { .. } => Ok(None),
+        }
+    }
+
+    /// Whether reading it takes from what all downloads share.
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self, Self::Registry { .. })
+    }
+
+    /// The content of a blob, not verified: from this byte on if that can be had, else from the first. Also says which.
     pub(super) async fn blob(
         &self,
         digest: Digest,
-    ) -> Result<BoxStream<'_, Result<Bytes, ImageError>>, ImageError> {
+        from: u64,
+        size: u64,
+    ) -> Result<(u64, BoxStream<'_, Result<Bytes, ImageError>>), ImageError> {
         match self {
-            Self::Registry { repository, .. } => repository.blob(digest).await,
+            Self::Registry { repository, .. } => repository.blob(digest, from, size).await,
             Self::Layout { layout, .. } => {
                 let content = layout.blob(digest)?.ok_or_else(|| missing(layout, digest))?;
                 let limit = content.limit();
@@ -113,9 +127,8 @@ impl Source {
                     path: layout.path().to_owned(),
                     source,
                 };
-                Ok(ReaderStream::with_capacity(file, READ_BYTES)
-                    .map_err(failed)
-                    .boxed())
+                let stream = ReaderStream::with_capacity(file, READ_BYTES).map_err(failed);
+                Ok((0, stream.boxed()))
             }
         }
     }

@@ -1,15 +1,15 @@
 //! Reads a tar stream entry by entry, with every length bounded before anything is kept in memory: ustar, GNU long
-//! names and sparse files, and PAX records. What an entry means for a tree is not decided here.
+//! names, sparse files in all their forms, and PAX records. What an entry means for a tree is not decided here.
 
 use std::io::{self, Read};
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
-const BLOCK: usize = 512;
+use super::tar_sparse::{PaxSparse, SparseMap};
+
+pub(super) const BLOCK: usize = 512;
 /// Most bytes of one extension header (PAX records or a GNU long name).
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
-/// Most data segments of one sparse file.
-const MAX_SEGMENTS: usize = 100_000;
 const XATTR_RECORD: &[u8] = b"SCHILY.xattr.";
 
 /// Why a tar stream cannot be read on.
@@ -63,6 +63,7 @@ struct Extensions {
     size: Option<u64>,
     mtime: Option<(u64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<Box<PaxSparse>>,
 }
 
 pub(super) struct TarReader<R> {
@@ -87,6 +88,11 @@ impl<R: Read> TarReader<R> {
     /// Where the data of the current entry begins, when asked right after [`Self::next`].
     pub(super) fn position(&self) -> u64 {
         self.position
+    }
+
+    /// Bytes left of the current entry's data.
+    pub(super) fn data_left(&self) -> u64 {
+        self.data
     }
 
     /// Gives the input back.
@@ -142,13 +148,16 @@ impl<R: Read> TarReader<R> {
         header: &Header,
         flag: u8,
         stored: u64,
-        extensions: Extensions,
+        mut extensions: Extensions,
         at: u64,
     ) -> Result<Entry, TarError> {
         let invalid = |reason| TarError::Header { at, reason };
         let old = header.as_old();
         let path = extensions
-            .path
+            .sparse
+            .as_mut()
+            .and_then(|sparse| sparse.name.take())
+            .or(extensions.path)
             .unwrap_or_else(|| header.path_bytes().into_owned());
         let link = extensions.link.unwrap_or_else(|| {
             header
@@ -173,7 +182,7 @@ impl<R: Read> TarReader<R> {
         } else {
             0
         };
-        let (size, segments) = match flag {
+        let (old_size, old_segments) = match flag {
             b'S' => self.sparse(header, stored, at)?,
             _ => (stored, vec![(0, stored)]),
         };
@@ -182,6 +191,10 @@ impl<R: Read> TarReader<R> {
             .checked_next_multiple_of(BLOCK as u64)
             .ok_or_else(|| invalid("size"))?
             - stored;
+        let (size, segments) = match extensions.sparse {
+            Some(sparse) if kind == Kind::File && flag != b'S' => sparse.place(self, at)?,
+            _ => (old_size, old_segments),
+        };
         Ok(Entry {
             path,
             link,
@@ -212,25 +225,13 @@ impl<R: Read> TarReader<R> {
             .as_gnu()
             .ok_or_else(|| invalid("sparse file in an archive that is not GNU's"))?;
         let size = numeric(&gnu.realsize).ok_or_else(|| invalid("real size"))?;
-        let mut segments = Vec::new();
-        let mut end = 0_u64;
-        let mut total = 0_u64;
-        let mut add = |map: &[GnuSparseHeader]| {
-            for part in map.iter().take_while(|part| !part.is_empty()) {
+        let mut map = SparseMap::new(size);
+        let mut add = |parts: &[GnuSparseHeader]| {
+            for part in parts.iter().take_while(|part| !part.is_empty()) {
                 let offset = numeric(&part.offset).ok_or("sparse map")?;
-                let length = numeric(&part.numbytes).ok_or("sparse map")?;
-                let next = offset
-                    .checked_add(length)
-                    .filter(|&next| offset >= end && next <= size);
-                end = next.ok_or("sparse map out of order or out of bounds")?;
-                total = total.checked_add(length).ok_or("sparse map")?;
-                segments.push((offset, length));
+                map.add(offset, numeric(&part.numbytes).ok_or("sparse map")?)?;
             }
-            if segments.len() > MAX_SEGMENTS {
-                Err("too many sparse segments")
-            } else {
-                Ok(())
-            }
+            Ok(())
         };
         add(&gnu.sparse).map_err(invalid)?;
         let mut more = gnu.is_extended();
@@ -240,10 +241,7 @@ impl<R: Read> TarReader<R> {
             add(extension.sparse()).map_err(invalid)?;
             more = extension.is_extended();
         }
-        if total != stored {
-            return Err(invalid("sparse map does not match the stored size"));
-        }
-        Ok((size, segments))
+        Ok((size, map.finish(stored).map_err(invalid)?))
     }
 
     /// Passes over what is left of the current entry.
@@ -386,7 +384,10 @@ fn pax(mut records: &[u8], extensions: &mut Extensions) -> Result<(), &'static s
             b"gid" => extensions.gid = Some(decimal(value).ok_or("PAX gid")?),
             b"size" => extensions.size = Some(decimal(value).ok_or("PAX size")?),
             b"mtime" => extensions.mtime = Some(pax_time(value).ok_or("PAX mtime")?),
-            _ if key.starts_with(b"GNU.sparse.") => return Err("sparse files in PAX form are not supported"),
+            _ if key.starts_with(b"GNU.sparse.") => {
+                let sparse = extensions.sparse.get_or_insert_default();
+                sparse.record(&key[b"GNU.sparse.".len()..], value)?;
+            }
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR_RECORD) {
                     extensions.xattrs.push((name.to_vec(), value.to_vec()));
@@ -397,7 +398,8 @@ fn pax(mut records: &[u8], extensions: &mut Extensions) -> Result<(), &'static s
     Ok(())
 }
 
-fn decimal(text: &[u8]) -> Option<u64> {
+/// Digits and nothing else.
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }

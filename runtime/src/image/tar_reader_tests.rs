@@ -149,7 +149,7 @@ fn broken_archives_are_refused() {
         );
     }
     let mut extensions = Extensions::default();
-    assert!(pax(b"22 GNU.sparse.major=1\n", &mut extensions).is_err());
+    assert!(pax(b"22 GNU.sparse.major=x\n", &mut extensions).is_err());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! Device nodes and sockets are left out: containers get a `/dev` of their own, and their root is mounted `nodev`.
 //! Of the extended attributes, `security.capability` and `user.*` are kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,21 +30,35 @@ pub(super) const MAX_ENTRIES: u64 = 1_000_000;
 const MAX_PATH_BYTES: usize = 4096;
 /// What the streams of an image may hold beside the bytes of its files: headers, padding, PAX records.
 const STREAM_OVERHEAD_BYTES: u64 = 4 << 30;
+/// Longest name of a file. Linux has 255; mkfs.erofs 1.5 cuts the last byte off such a name and packs the wrong file, or none.
+const MAX_NAME_BYTES: usize = 254;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Marks of the aufs driver, which mean nothing to anyone else.
 const AUFS: &[u8] = b".wh..wh.";
 const BUFFER_BYTES: usize = 128 * 1024;
+/// What file systems take at least for content, and for an entry beside its content.
+const BLOCK_BYTES: u64 = 4096;
+const ENTRY_BYTES: u64 = 512;
+/// Of the packed image: the superblock and what is lost at borders; an inode with what is lost beside it; a name in a directory.
+const PACKED_BYTES: u64 = 64 << 10;
+const PACKED_INODE_BYTES: u64 = 256;
+const PACKED_NAME_BYTES: u64 = 12;
 /// Latest time that EROFS can be trusted with here: that of the build, which mkfs.erofs clamps to.
 const MAX_TIME_SECONDS: u64 = super::erofs::BUILD_TIME_SECONDS;
+
+/// Asked before so many more bytes are written, 0 included.
+pub(super) type Allow = Box<dyn FnMut(u64) -> Result<(), LayerError> + Send>;
 
 /// An image on its way into a tree.
 pub(super) struct Unpacker {
     tree: Tree,
+    allow: Allow,
     max_bytes: u64,
     max_entries: u64,
     stream_budget: u64,
     bytes: u64,
+    xattr_bytes: u64,
     entries: u64,
     skipped_devices: u64,
     /// Times of the directories by inode, set last, as every change inside a directory sets its time.
@@ -59,11 +73,13 @@ pub(super) struct Unpacked {
     pub(super) bytes: u64,
     pub(super) entries: u64,
     pub(super) skipped_devices: u64,
+    /// Most that it takes once it is packed.
+    pub(super) packed_bytes: u64,
 }
 
 impl Unpacker {
-    /// Unpacks into an empty directory, at most this many bytes of files.
-    pub(super) fn new(directory: &Path, max_bytes: u64) -> Result<Self, LayerError> {
+    /// Unpacks into an empty directory, at most this many bytes of files, holes included.
+    pub(super) fn new(directory: &Path, max_bytes: u64, allow: Allow) -> Result<Self, LayerError> {
         let tree = Tree::open(directory).map_err(|source| LayerError::Io {
             path: directory.display().to_string(),
             source,
@@ -73,10 +89,12 @@ impl Unpacker {
         let ino = fstat(&root).map_err(at(b"/"))?.st_ino;
         Ok(Self {
             tree,
+            allow,
             max_bytes,
             max_entries: MAX_ENTRIES,
             stream_budget: max_bytes.saturating_add(STREAM_OVERHEAD_BYTES),
             bytes: 0,
+            xattr_bytes: 0,
             entries: 0,
             skipped_devices: 0,
             directory_times: HashMap::from([(ino, (0, 0))]),
@@ -93,37 +111,51 @@ impl Unpacker {
         while let Some(entry) = reader.next()? {
             self.place(&entry, &mut reader, &mut upper)?;
         }
-        let diff_id = reader.into_inner().finish()?;
+        let diff_id = reader.into_inner().finish(|| (self.allow)(0))?;
         self.stream_budget = budget;
         Ok(diff_id)
     }
 
     /// Sets the times of the directories; the tree is then complete.
-    pub(super) fn finish(self) -> Result<Unpacked, LayerError> {
+    pub(super) fn finish(mut self) -> Result<Unpacked, LayerError> {
         let root = open_root(&self.tree).map_err(at(b"/"))?;
-        self.set_directory_times(root.as_fd()).map_err(at(b"/"))?;
+        let mut linked = HashSet::new();
+        let packed = self.complete(root.as_fd(), &mut linked)?;
         Ok(Unpacked {
             bytes: self.bytes,
             entries: self.entries,
             skipped_devices: self.skipped_devices,
+            packed_bytes: packed
+                .saturating_add(self.xattr_bytes)
+                .saturating_add(PACKED_BYTES),
         })
     }
 
-    /// The depth of recursion is that of the tree, which is bounded.
-    fn set_directory_times(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
-        for name in tree::names(directory)? {
-            let child = tree::stat(directory, name.as_bytes())?;
-            if child.is_some_and(|stat| tree::is_directory(&stat)) {
-                self.set_directory_times(tree::open_directory(directory, name.as_bytes())?.as_fd())?;
-            }
+    /// Gives the most that the directory and what is below takes once it is packed; holes are written out then. `linked` is
+    /// what was counted of the files with several names. The depth of recursion is that of the tree, which is bounded.
+    fn complete(&mut self, directory: BorrowedFd<'_>, linked: &mut HashSet<u64>) -> Result<u64, LayerError> {
+        (self.allow)(0)?;
+        let (mut packed, mut own_bytes) = (0_u64, 0_u64);
+        for name in tree::names(directory).map_err(at(b"/"))? {
+            own_bytes += PACKED_NAME_BYTES + name.len() as u64;
+            let Some(child) = tree::stat(directory, name.as_bytes()).map_err(at(name.as_bytes()))? else {
+                continue;
+            };
+            let bytes = if tree::is_directory(&child) {
+                let child = tree::open_directory(directory, name.as_bytes()).map_err(at(name.as_bytes()))?;
+                self.complete(child.as_fd(), linked)?
+            } else if child.st_nlink < 2 || linked.insert(child.st_ino) {
+                packed_inode(child.st_size.unsigned_abs())
+            } else {
+                0
+            };
+            packed = packed.saturating_add(bytes);
         }
-        let time = self
-            .directory_times
-            .get(&fstat(directory)?.st_ino)
-            .copied()
-            .unwrap_or_default();
-        let time = timespec(time);
-        futimens(directory, &time, &time)
+        let stat = fstat(directory).map_err(at(b"/"))?;
+        let time = self.directory_times.get(&stat.st_ino).copied();
+        let time = timespec(time.unwrap_or_default());
+        futimens(directory, &time, &time).map_err(at(b"/"))?;
+        Ok(packed.saturating_add(packed_inode(own_bytes)))
     }
 
     fn count(&mut self) -> Result<(), LayerError> {
@@ -138,6 +170,12 @@ impl Unpacker {
 
     fn place(&mut self, entry: &Entry, data: &mut impl Read, upper: &mut Upper) -> Result<(), LayerError> {
         self.count()?;
+        let xattrs = entry.xattrs.iter().filter(|(name, _)| is_kept(name));
+        let xattr_bytes = xattrs
+            .map(|(name, value)| (name.len() + value.len()) as u64 + ENTRY_BYTES)
+            .sum();
+        self.xattr_bytes = self.xattr_bytes.saturating_add(xattr_bytes);
+        (self.allow)(xattr_bytes.saturating_add(ENTRY_BYTES + BLOCK_BYTES))?;
         let path = entry.path.as_slice();
         let components = components(path).map_err(|reason| refused(path, reason))?;
         let Some((&name, parents)) = components.split_last() else {
@@ -169,6 +207,7 @@ impl Unpacker {
     /// The directory in which an entry goes, made if no layer has it.
     fn parent(&mut self, path: &[u8], parents: &[&[u8]]) -> Result<OwnedFd, LayerError> {
         let times = &mut self.directory_times;
+        let before = self.entries;
         let (entries, max_entries) = (&mut self.entries, self.max_entries);
         let mut full = false;
         let result = self.tree.directory_or_create(parents, |made| {
@@ -177,6 +216,7 @@ impl Unpacker {
             times.insert(fstat(made)?.st_ino, (0, 0));
             if full { Err(Errno::EDQUOT) } else { Ok(()) }
         });
+        (self.allow)((self.entries - before).saturating_mul(ENTRY_BYTES + BLOCK_BYTES))?;
         match result {
             Err(_) if full => Err(LayerError::TooManyEntries { limit: max_entries }),
             Err(Errno::ENOTDIR | Errno::EEXIST) => Err(refused(path, "its parent is not a directory")),
@@ -270,6 +310,7 @@ impl Unpacker {
                 if read == 0 {
                     return Err(LayerError::Read(std::io::ErrorKind::UnexpectedEof.into()));
                 }
+                (self.allow)(read as u64)?;
                 file.write_all(&self.buffer[..read]).map_err(written)?;
                 left -= read as u64;
             }
@@ -312,6 +353,13 @@ impl Unpacker {
             result => result.map_err(at(path)),
         }
     }
+}
+
+fn packed_inode(content_bytes: u64) -> u64 {
+    content_bytes
+        .checked_next_multiple_of(BLOCK_BYTES)
+        .unwrap_or(u64::MAX)
+        .saturating_add(PACKED_INODE_BYTES)
 }
 
 fn symlink(parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> Result<(), LayerError> {
@@ -420,6 +468,10 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
         .collect();
     if parts.contains(&b"..".as_slice()) {
         return Err("its path has \"..\" in it");
+    }
+    let is_long = |part: &&[u8]| part.strip_prefix(WHITEOUT).unwrap_or(part).len() > MAX_NAME_BYTES;
+    if parts.iter().any(is_long) {
+        return Err("a name in its path is longer than 254 bytes");
     }
     if parts.len() > MAX_DEPTH {
         Err("its directory is too deep")

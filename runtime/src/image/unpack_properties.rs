@@ -57,7 +57,7 @@ proptest! {
                 (kinds[usize::from(kind)], name, link)
             })
             .collect();
-        let mut unpacker = Unpacker::new(&image.path(""), MIB).unwrap();
+        let mut unpacker = Unpacker::new(&image.path(""), MIB, anything()).unwrap();
         for layer in [&entries[..split.min(entries.len())], &entries[split.min(entries.len())..]] {
             // Each entry as a layer's last one, so that an entry that is refused does not spare the next ones.
             for (kind, name, value) in layer {
@@ -77,7 +77,7 @@ proptest! {
     fn any_bytes_are_a_layer_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         if is_root() {
             let image = Image::new();
-            let _ = Unpacker::new(&image.path(""), MIB).unwrap().layer(file_of(&bytes), Compression::None);
+            let _ = Unpacker::new(&image.path(""), MIB, anything()).unwrap().layer(file_of(&bytes), Compression::None);
         }
     }
 }

@@ -1,225 +1,209 @@
 //! Reading a log file: pages of events, forward and backward, and what is known of the whole.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::record::{self, HEADER, Header, TRAILER};
-use super::{LogError, MAX_EVENT_BYTES};
+use super::LogError;
+use super::file::LogFile;
+use super::index;
 use crate::model::log::{LogEvent, LogPage, LogQuery, LogStreamStats};
 
-/// A page of the log at `path`. A log that does not exist yet is empty.
-pub fn read(path: &Path, query: &LogQuery) -> Result<LogPage, LogError> {
-    match LogFile::open(path)? {
-        Some(log) if query.forward => log.forward(query),
-        Some(log) => log.backward(query),
-        None => Ok(LogPage {
-            events: Vec::new(),
-            next_forward: 0,
-            next_backward: 0,
-            at_end: true,
-        }),
-    }
+/// A page of the log at `path`: the events whose text `is_wanted`. A log that does not exist yet is empty.
+pub fn read(path: &Path, query: &LogQuery, is_wanted: &dyn Fn(&[u8]) -> bool) -> Result<LogPage, LogError> {
+    let Some(mut log) = LogFile::open(path)? else {
+        return Ok(Page::at(0).done(true));
+    };
+    let mut page = if query.forward {
+        forward(path, &mut log, query, is_wanted)?
+    } else {
+        backward(path, &mut log, query, is_wanted)?
+    };
+    page.bytes_read = log.bytes_read;
+    Ok(page)
 }
 
 /// First and last event and size of the log at `path`.
 pub fn stats(path: &Path) -> Result<LogStreamStats, LogError> {
-    let Some(log) = LogFile::open(path)? else {
+    let Some(mut log) = LogFile::open(path)? else {
         return Ok(LogStreamStats::default());
     };
-    let first = log.event_at(0)?;
-    let last = log.event_before(log.len)?;
+    let end = end_of(path, &mut log)?;
+    let first = log.record_at(log.start)?.map(|record| record.header.timestamp());
+    let last = log
+        .record_before(end)?
+        .map(|record| (record.header, record.to_event().ingested_at));
     Ok(LogStreamStats {
-        first_event_at: first.map(|event| event.timestamp),
-        last_event_at: last.map(|event| event.timestamp),
-        stored_bytes: log.len,
+        first_event_at: first,
+        last_event_at: last.map(|(header, _)| header.order),
+        last_ingested_at: last.map(|(_, at)| at),
+        disorder_ms: last.map_or(0, |(header, _)| header.disorder_ms()),
+        stored_bytes: log.len - log.start,
     })
 }
 
-pub(super) struct LogFile {
-    file: File,
-    path: PathBuf,
-    pub(super) len: u64,
+/// Where the log at `path` ends.
+pub fn end(path: &Path) -> Result<u64, LogError> {
+    match LogFile::open(path)? {
+        Some(mut log) => end_of(path, &mut log),
+        None => Ok(0),
+    }
 }
 
-impl LogFile {
-    pub(super) fn open(path: &Path) -> Result<Option<LogFile>, LogError> {
-        match File::open(path) {
-            Ok(file) => LogFile::of(file, path).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(super::io_error("open", path)(error)),
+/// Where the last whole record ends.
+pub(super) fn end_of(path: &Path, log: &mut LogFile) -> Result<u64, LogError> {
+    let known = index::near_end(path, log)?;
+    log.end_of_whole_records(known)
+}
+
+/// A page that is being gathered.
+struct Page {
+    page: LogPage,
+    text_bytes: usize,
+}
+
+impl Page {
+    fn at(position: u64) -> Page {
+        Page {
+            page: LogPage {
+                events: Vec::new(),
+                next_forward: position,
+                next_backward: position,
+                at_end: false,
+                last_order: None,
+                bytes_read: 0,
+            },
+            text_bytes: 0,
         }
     }
 
-    pub(super) fn of(file: File, path: &Path) -> Result<LogFile, LogError> {
-        let len = file.metadata().map_err(super::io_error("read", path))?.len();
-        Ok(LogFile {
-            file,
-            path: path.to_owned(),
-            len,
-        })
-    }
-
-    fn exact(&self, buffer: &mut [u8], at: u64) -> Result<(), LogError> {
-        self.file
-            .read_exact_at(buffer, at)
-            .map_err(super::io_error("read", &self.path))
-    }
-
-    /// The header and text at `position`; none at the end or where a record is incomplete or damaged.
-    pub(super) fn record_at(&self, position: u64) -> Result<Option<(Header, Vec<u8>)>, LogError> {
-        let smallest = (HEADER + TRAILER) as u64;
-        if self.len.saturating_sub(position) < smallest {
-            return Ok(None);
+    /// Whether this event was taken; there may be no room.
+    fn take(&mut self, event: LogEvent, query: &LogQuery) -> bool {
+        let bytes = self.text_bytes + event.bytes.len();
+        let full = self.page.events.len() >= query.limit || bytes > query.max_bytes;
+        if full && !self.page.events.is_empty() {
+            return false;
         }
-        let mut header_bytes = [0; HEADER];
-        self.exact(&mut header_bytes, position)?;
-        let Some(header) = record::decode_header(&header_bytes) else {
-            return Ok(None);
-        };
-        if header.record_len() > self.len - position {
-            return Ok(None);
-        }
-        let mut rest = vec![0; header.text_len + TRAILER];
-        self.exact(&mut rest, position + HEADER as u64)?;
-        let mut trailer = [0; TRAILER];
-        trailer.copy_from_slice(&rest[header.text_len..]);
-        rest.truncate(header.text_len);
-        Ok(record::trailer_fits(&header_bytes, &rest, trailer).then_some((header, rest)))
+        self.text_bytes = bytes;
+        self.page.events.push(event);
+        true
     }
 
-    fn event_at(&self, position: u64) -> Result<Option<LogEvent>, LogError> {
-        Ok(self.record_at(position)?.map(|(header, bytes)| LogEvent {
-            position,
-            next_position: position + header.record_len(),
-            timestamp: header.timestamp,
-            ingested_at: header.timestamp,
-            stream: header.stream,
-            bytes,
-            newline: header.newline,
-        }))
+    fn done(mut self, at_end: bool) -> LogPage {
+        self.page.at_end = at_end;
+        self.page
     }
+}
 
-    /// Start of the record that ends at `position`.
-    pub(super) fn start_of_record_before(&self, position: u64) -> Result<Option<u64>, LogError> {
-        if position < (HEADER + TRAILER) as u64 || position > self.len {
-            return Ok(None);
-        }
-        let mut length = [0; 4];
-        self.exact(&mut length, position - 4)?;
-        let length = u64::from(u32::from_le_bytes(length));
-        let possible = length <= (HEADER + MAX_EVENT_BYTES + TRAILER) as u64;
-        Ok(position.checked_sub(length).filter(|_| possible))
+fn in_range(event: &super::record::Header, query: &LogQuery) -> bool {
+    query.start.is_none_or(|start| event.timestamp() >= start)
+        && query.end.is_none_or(|end| event.timestamp() < end)
+        && query.from_order.is_none_or(|from| event.order >= from)
+}
+
+fn forward(
+    path: &Path,
+    log: &mut LogFile,
+    query: &LogQuery,
+    is_wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<LogPage, LogError> {
+    let asked = query.position.unwrap_or(0);
+    let mut at = asked.max(log.start);
+    // An event is no later than its order.
+    if let Some(start) = query.start.max(query.from_order) {
+        at = at.max(index::before(path, log, start)?);
     }
-
-    fn event_before(&self, position: u64) -> Result<Option<LogEvent>, LogError> {
-        let Some(start) = self.start_of_record_before(position)? else {
-            return Ok(None);
-        };
-        Ok(self
-            .event_at(start)?
-            .filter(|event| event.next_position == position))
-    }
-
-    fn forward(&self, query: &LogQuery) -> Result<LogPage, LogError> {
-        let start = query.position.unwrap_or(0);
-        let mut page = LogPage {
-            events: Vec::new(),
-            next_forward: start,
-            next_backward: start,
-            at_end: false,
-        };
-        let mut bytes = 0;
-        loop {
-            let Some(event) = self.event_at(page.next_forward)? else {
-                // A live log may end in a record that is being written; anything else is not a position of this log.
-                if page.next_forward == start
-                    && start > 0
-                    && start != self.len
-                    && self.event_before(start)?.is_none()
-                {
-                    return Err(LogError::Position(start));
-                }
-                page.at_end = true;
-                break;
-            };
-            if query.end.is_some_and(|end| event.timestamp >= end) {
-                page.at_end = true;
-                break;
+    // From this order on, no event is as early as the end.
+    let past_end = match query.end {
+        Some(end) => Some(end.plus_millis(disorder_of(path, log)?)),
+        None => None,
+    };
+    let mut page = Page::at(at);
+    let began = at;
+    let at_end = loop {
+        let at = page.page.next_forward;
+        let Some(record) = log.record_at(at)? else {
+            // A live log may end in a record that is being written; anything else is not a position of this log.
+            let unknown = at == asked && at > log.start && at != log.len;
+            if unknown && log.record_before(at)?.is_none() {
+                return Err(LogError::Position(at));
             }
-            if query.start.is_none_or(|earliest| event.timestamp >= earliest) {
-                let full = page.events.len() >= query.limit || bytes + event.bytes.len() > query.max_bytes;
-                if full && !page.events.is_empty() {
-                    break;
-                }
-                bytes += event.bytes.len();
-                page.next_forward = event.next_position;
-                page.events.push(event);
-            } else {
-                page.next_forward = event.next_position;
-            }
-        }
-        page.next_backward = page
-            .events
-            .first()
-            .map_or(page.next_forward, |event| event.position);
-        Ok(page)
-    }
-
-    fn backward(&self, query: &LogQuery) -> Result<LogPage, LogError> {
-        let start = match query.position {
-            Some(position) => position,
-            None => self.end_of_whole_records()?,
+            break true;
         };
-        let mut page = LogPage {
-            events: Vec::new(),
-            next_forward: start,
-            next_backward: start,
-            at_end: false,
-        };
-        let mut bytes = 0;
-        loop {
-            let Some(event) = self.event_before(page.next_backward)? else {
-                if page.next_backward == start && start > 0 {
-                    return Err(LogError::Position(start));
-                }
-                page.at_end = true;
-                break;
-            };
-            if query.start.is_some_and(|earliest| event.timestamp < earliest) {
-                page.at_end = true;
-                break;
-            }
-            if query.end.is_none_or(|end| event.timestamp < end) {
-                let full = page.events.len() >= query.limit || bytes + event.bytes.len() > query.max_bytes;
-                if full && !page.events.is_empty() {
-                    break;
-                }
-                bytes += event.bytes.len();
-                page.next_backward = event.position;
-                page.events.push(event);
-            } else {
-                page.next_backward = event.position;
-            }
+        if past_end.is_some_and(|past_end| record.header.order >= past_end) {
+            break true;
         }
-        page.events.reverse();
-        page.next_forward = page
-            .events
-            .last()
-            .map_or(page.next_backward, |event| event.next_position);
-        Ok(page)
-    }
+        if record.position - began >= query.max_scanned_bytes {
+            break false;
+        }
+        let end = record.end();
+        let order = record.header.order;
+        if in_range(&record.header, query)
+            && is_wanted(record.message())
+            && !page.take(record.to_event(), query)
+        {
+            break false;
+        }
+        page.page.next_forward = end;
+        page.page.last_order = Some(order);
+    };
+    let first = page.page.events.first().map(|event| event.position);
+    page.page.next_backward = first.unwrap_or(page.page.next_forward);
+    Ok(page.done(at_end))
+}
 
-    /// Where the last whole record ends: the end of the file, unless its last write was cut short.
-    pub(super) fn end_of_whole_records(&self) -> Result<u64, LogError> {
-        if self.len == 0 || self.event_before(self.len)?.is_some() {
-            return Ok(self.len);
-        }
-        let mut end = 0;
-        while let Some(event) = self.event_at(end)? {
-            end = event.next_position;
-        }
-        Ok(end)
+fn backward(
+    path: &Path,
+    log: &mut LogFile,
+    query: &LogQuery,
+    is_wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<LogPage, LogError> {
+    let asked = match query.position {
+        Some(position) => position,
+        None => end_of(path, log)?,
+    };
+    if asked < log.start {
+        return Ok(Page::at(log.start).done(true));
     }
+    let mut at = asked;
+    if let Some(end) = query.end {
+        let past_end = end.plus_millis(disorder_of(path, log)?);
+        at = at.min(index::beyond(path, log, past_end)?.unwrap_or(at));
+    }
+    let began = at;
+    let mut page = Page::at(at);
+    let at_end = loop {
+        let at = page.page.next_backward;
+        let Some(record) = log.record_before(at)? else {
+            if at == asked && at > log.start {
+                return Err(LogError::Position(at));
+            }
+            break true;
+        };
+        let earliest = query.start.max(query.from_order);
+        if earliest.is_some_and(|earliest| record.header.order < earliest) {
+            break true;
+        }
+        if began - record.end() >= query.max_scanned_bytes {
+            break false;
+        }
+        let (position, order) = (record.position, record.header.order);
+        if in_range(&record.header, query)
+            && is_wanted(record.message())
+            && !page.take(record.to_event(), query)
+        {
+            break false;
+        }
+        page.page.next_backward = position;
+        page.page.last_order = Some(order);
+    };
+    page.page.events.reverse();
+    let last = page.page.events.last().map(|event| event.next_position);
+    page.page.next_forward = last.unwrap_or(page.page.next_backward);
+    Ok(page.done(at_end))
+}
+
+/// By how much an event of this log may be earlier than its order.
+fn disorder_of(path: &Path, log: &mut LogFile) -> Result<u64, LogError> {
+    let end = end_of(path, log)?;
+    let last = log.record_before(end)?;
+    Ok(last.map_or(0, |record| record.header.disorder_ms()))
 }

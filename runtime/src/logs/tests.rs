@@ -2,16 +2,22 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Timestamp;
-use crate::model::log::{LogQuery, OutputStream};
+use crate::model::log::{LogPage, LogQuery, OutputStream};
 
 const ALL: LogQuery = LogQuery {
     position: None,
     forward: true,
     start: None,
     end: None,
+    from_order: None,
     limit: usize::MAX,
     max_bytes: usize::MAX,
+    max_scanned_bytes: u64::MAX,
 };
+
+fn read(path: &Path, query: &LogQuery) -> Result<LogPage, LogError> {
+    super::read(path, query, &|_| true)
+}
 
 fn task() -> TaskId {
     TaskId::parse("0123456789abcdef0123456789abcdef").unwrap()
@@ -107,6 +113,55 @@ fn a_record_cut_short_by_a_crash_is_dropped_and_its_bytes_are_asked_for_again() 
     let path = outputs.path(&task(), "app");
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(file.metadata().unwrap().len() - 3).unwrap();
+    let writer = outputs.writer(&task(), "app").unwrap();
+    assert_eq!(writer.stored(OutputStream::Stdout), 4);
+    assert_eq!(joined(&path, OutputStream::Stdout), b"one\n");
+}
+
+#[test]
+fn text_that_looks_like_a_record_is_none_where_its_own_was_cut_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let outputs = Outputs::open(dir.path()).unwrap();
+    let mut writer = outputs.writer(&task(), "app").unwrap();
+    let forged = record::Header {
+        text_len: 6,
+        order: Timestamp(1 << 40),
+        origin: record::Origin::Output {
+            stream: OutputStream::Stderr,
+            newline: false,
+            stdout_end: 1 << 40,
+            stderr_end: 1 << 40,
+        },
+    };
+    let mut line = b"printed by the container: ".to_vec();
+    let before = line.len();
+    record::encode(&forged, &[b"forged"], &mut line);
+    assert!(!line.contains(&b'\n'));
+    let forged = line[before..].to_vec();
+    writer
+        .append(OutputStream::Stdout, 0, b"one\n", Timestamp(1))
+        .unwrap();
+    line.extend(b" and more\n");
+    writer
+        .append(OutputStream::Stdout, 4, &line, Timestamp(2))
+        .unwrap();
+    drop(writer);
+    let path = outputs.path(&task(), "app");
+    let bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(forged.len()).position(|window| window == forged);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len((at.unwrap() + forged.len()) as u64).unwrap();
+    // Who reads meanwhile sees the same.
+    let page = read(
+        &path,
+        &LogQuery {
+            forward: false,
+            ..ALL
+        },
+    )
+    .unwrap();
+    assert_eq!(page.events.len(), 1);
+    assert_eq!(stats(&path).unwrap().last_event_at, Some(Timestamp(1)));
     let writer = outputs.writer(&task(), "app").unwrap();
     assert_eq!(writer.stored(OutputStream::Stdout), 4);
     assert_eq!(joined(&path, OutputStream::Stdout), b"one\n");

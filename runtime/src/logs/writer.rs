@@ -1,17 +1,15 @@
-//! Writing a log file: two byte streams become lines, each line one record.
+//! Writing a container's log: two byte streams become lines, each line one record.
 //!
 //! A line is written when its newline arrives, when it grows longer than an event may be, or when the container ends.
-//! What is written is acknowledged to the guest; what is not yet written is sent again by it after a crash.
+//! What is written is acknowledged to the guest; what is not yet written is sent again by it after a crash. A file system
+//! that takes no more holds the guest back.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::sync::watch;
 
-use super::reader::LogFile;
-use super::record::{self, Header};
+use super::record::{Header, Origin};
+use super::tail::Tail;
 use super::{LogError, MAX_EVENT_BYTES, MAX_LOG_BYTES};
 use crate::model::Timestamp;
 use crate::model::log::OutputStream;
@@ -21,56 +19,58 @@ use crate::model::log::OutputStream;
 struct Pending {
     stored: u64,
     text: Vec<u8>,
+    /// There are whole lines in it, which could not be written.
+    refused: bool,
 }
 
 /// The one writer of a container's log.
 #[derive(Debug)]
 pub struct OutputWriter {
-    file: File,
-    path: PathBuf,
-    len: u64,
+    tail: Tail,
+    max_bytes: u64,
     last: Timestamp,
     stdout: Pending,
     stderr: Pending,
-    full: bool,
     length: watch::Sender<u64>,
+    grown: watch::Sender<u64>,
 }
 
 impl OutputWriter {
-    pub(super) fn open(path: &Path, length: watch::Sender<u64>) -> Result<OutputWriter, LogError> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(super::io_error("open", path))?;
-        let log = LogFile::of(file.try_clone().map_err(super::io_error("open", path))?, path)?;
-        let len = log.end_of_whole_records()?;
-        if len != log.len {
-            file.set_len(len).map_err(super::io_error("mend", path))?;
-        }
-        let last = match log.start_of_record_before(len)? {
-            Some(start) => log.record_at(start)?.map(|(header, _)| header),
-            None => None,
+    pub(super) fn open(
+        path: &Path,
+        length: watch::Sender<u64>,
+        grown: watch::Sender<u64>,
+    ) -> Result<OutputWriter, LogError> {
+        let (tail, last) = Tail::open(path)?;
+        length.send_replace(tail.len);
+        let (stdout, stderr) = match last.map(|header| header.origin) {
+            Some(Origin::Output {
+                stdout_end,
+                stderr_end,
+                ..
+            }) => (stdout_end, stderr_end),
+            _ => (0, 0),
         };
-        length.send_replace(len);
+        let pending = |stored| Pending {
+            stored,
+            text: Vec::new(),
+            refused: false,
+        };
         Ok(OutputWriter {
-            file,
-            path: path.to_owned(),
-            len,
-            last: last.map_or(Timestamp(0), |header| header.timestamp),
-            stdout: Pending {
-                stored: last.map_or(0, |header| header.stdout_end),
-                text: Vec::new(),
-            },
-            stderr: Pending {
-                stored: last.map_or(0, |header| header.stderr_end),
-                text: Vec::new(),
-            },
-            full: len >= MAX_LOG_BYTES,
+            tail,
+            max_bytes: MAX_LOG_BYTES,
+            last: last.map_or(Timestamp(0), |header| header.order),
+            stdout: pending(stdout),
+            stderr: pending(stderr),
             length,
+            grown,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn holding(mut self, max_bytes: u64) -> OutputWriter {
+        self.max_bytes = max_bytes;
+        self
     }
 
     /// Up to which byte this stream is stored.
@@ -98,7 +98,7 @@ impl OutputWriter {
     }
 
     /// Takes bytes that start at `offset` of the stream. What is known already is skipped; if bytes between were lost,
-    /// the log goes on without them.
+    /// the log goes on without them. After an error the same bytes may be given again, until they are written.
     pub fn append(
         &mut self,
         stream: OutputStream,
@@ -110,13 +110,22 @@ impl OutputWriter {
         let expected = pending.stored.saturating_add(pending.text.len() as u64);
         let known = usize::try_from(expected.saturating_sub(offset)).unwrap_or(usize::MAX);
         if known >= bytes.len() {
-            return Ok(());
+            return match pending.refused {
+                true => self.write(stream, now, false),
+                false => Ok(()),
+            };
         }
         if offset > expected {
             self.write(stream, now, true)?;
             self.pending(stream).stored = offset;
         }
-        self.pending(stream).text.extend_from_slice(&bytes[known..]);
+        let new = &bytes[known..];
+        let pending = self.pending(stream);
+        pending.text.extend_from_slice(new);
+        // No line has ended, and what waits was looked through when it came.
+        if !new.contains(&b'\n') && pending.text.len() < MAX_EVENT_BYTES {
+            return Ok(());
+        }
         self.write(stream, now, false)
     }
 
@@ -126,12 +135,39 @@ impl OutputWriter {
         self.write(OutputStream::Stderr, now, true)
     }
 
+    /// A log that is full loses its oldest lines, and says so.
+    fn make_room(&mut self, stream: OutputStream, now: Timestamp) -> Result<(), LogError> {
+        if self.tail.len - self.tail.start < self.max_bytes || self.tail.held_bytes()? < self.max_bytes {
+            return Ok(());
+        }
+        let freed = self.tail.free(self.max_bytes / 8)?;
+        if freed == 0 {
+            return Ok(());
+        }
+        let max_bytes = self.max_bytes;
+        let note =
+            format!("berth: the log reached {max_bytes} bytes, and its oldest {freed} bytes were dropped");
+        let origin = Origin::Output {
+            stream,
+            newline: true,
+            stdout_end: self.stdout.stored,
+            stderr_end: self.stderr.stored,
+        };
+        let header = Header {
+            text_len: note.len(),
+            order: now.max(self.last),
+            origin,
+        };
+        self.tail.push(&header, &[note.as_bytes()]);
+        Ok(())
+    }
+
     /// Writes the whole lines of a stream, and with `all` what follows them too.
     fn write(&mut self, stream: OutputStream, now: Timestamp, all: bool) -> Result<(), LogError> {
-        let timestamp = now.max(self.last);
+        self.make_room(stream, now)?;
+        let order = now.max(self.last);
         let text = std::mem::take(&mut self.pending(stream).text);
         let (mut stdout_end, mut stderr_end) = (self.stdout.stored, self.stderr.stored);
-        let mut records = Vec::new();
         let mut rest = text.as_slice();
         while !rest.is_empty() {
             let line_end = rest
@@ -150,49 +186,36 @@ impl OutputWriter {
                 OutputStream::Stdout => stdout_end += taken as u64,
                 OutputStream::Stderr => stderr_end += taken as u64,
             }
-            let header = Header {
+            let origin = Origin::Output {
                 stream,
                 newline,
-                text_len: line.len(),
-                timestamp,
                 stdout_end,
                 stderr_end,
             };
-            if !self.full {
-                record::encode(&header, line, &mut records);
-            }
-        }
-        if !self.full && self.len + records.len() as u64 > MAX_LOG_BYTES {
-            self.full = true;
-            records.clear();
-            let text = format!("berth: the log has reached {MAX_LOG_BYTES} bytes; what follows is dropped");
             let header = Header {
-                stream,
-                newline: true,
-                text_len: text.len(),
-                timestamp,
-                stdout_end,
-                stderr_end,
+                text_len: line.len(),
+                order,
+                origin,
             };
-            record::encode(&header, text.as_bytes(), &mut records);
+            self.tail.push(&header, &[line]);
         }
-        if !records.is_empty() {
-            if let Err(cause) = self.file.write_all(&records) {
-                // The lines stay pending and unacknowledged; a piece of a record must not stay.
-                self.pending(stream).text = text;
-                self.file
-                    .set_len(self.len)
-                    .map_err(super::io_error("mend", &self.path))?;
-                return Err(super::io_error("write", &self.path)(cause));
-            }
-            self.len += records.len() as u64;
+        if let Err(error) = self.tail.write() {
+            // The lines stay pending and unacknowledged.
+            let pending = self.pending(stream);
+            pending.text = text;
+            pending.refused = true;
+            return Err(error);
         }
         let rest = rest.to_vec();
-        self.last = timestamp;
+        self.last = order;
         self.stdout.stored = stdout_end;
         self.stderr.stored = stderr_end;
-        self.pending(stream).text = rest;
-        self.length.send_replace(self.len);
+        let pending = self.pending(stream);
+        pending.text = rest;
+        pending.refused = false;
+        if self.length.send_replace(self.tail.len) != self.tail.len {
+            self.grown.send_modify(|count| *count = count.wrapping_add(1));
+        }
         Ok(())
     }
 }

@@ -21,12 +21,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
 use super::process;
+use super::rates::{self, Rates};
 use super::scratch::ScratchDisks;
 use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, USER_FILE, at, host_error};
 use crate::cgroup::{Caps, Cgroups};
+use crate::faults::{self, Point};
 use crate::network::MacAddr;
 use crate::task::host::{HostError, MachineSpec};
-use crate::task::spec::SCRATCH_DRIVE;
+use crate::task::spec::{SCRATCH_DRIVE, VOLUME_DRIVE};
 
 /// Guest memory that the kernel, its tables and `berth-init` take before the task gets any, in MiB: a fixed part and
 /// one MiB in so many of the task's (page structures are 1/64).
@@ -58,6 +60,7 @@ pub(super) struct Launch {
     pub scratch: ScratchDisks,
     /// Whom the machine runs as.
     pub user: u32,
+    pub rates: Rates,
     pub start: Start,
     pub spec: Arc<MachineSpec>,
 }
@@ -105,6 +108,7 @@ impl Launch {
             .map_err(|error| at(&self.dir, "make", &error))?;
         let user_file = self.dir.join(USER_FILE);
         fs::write(&user_file, format!("{}\n", self.user)).map_err(|error| at(&user_file, "write", &error))?;
+        faults::pass(Point::MachineFolderMade);
         let guest_mib = guest_mib(self.spec.memory_mib);
         let caps = Caps {
             cpu_units: self.spec.cpu_units,
@@ -115,6 +119,7 @@ impl Launch {
             .cgroups
             .create(self.spec.task.as_str(), &caps)
             .map_err(host_error)?;
+        faults::pass(Point::MachineGroupMade);
         let mut handed = Handed::default();
         let config = self.config(guest_mib, &mut handed)?;
         let config_fd = handed.take(config_file(&config)?);
@@ -132,7 +137,9 @@ impl Launch {
             .stderr(log);
         let fds: Vec<RawFd> = handed.0.iter().map(AsRawFd::as_raw_fd).collect();
         let child = spawn(command, &join, fds).map_err(|error| at(&self.binaries.vmm, "start", &error))?;
+        faults::pass(Point::MachineSpawned);
         process::write_pid_file(&self.dir.join(PID_FILE), child.id())?;
+        faults::pass(Point::MachineNoted);
         Ok(child)
     }
 
@@ -184,7 +191,7 @@ impl Launch {
                 id: id.clone(),
                 fd,
                 read_only: true,
-                limits: None,
+                limits: self.rates.drive(spec.cpu_units),
             });
         }
         let fd = handed.take(scratch.into());
@@ -192,8 +199,16 @@ impl Launch {
             id: SCRATCH_DRIVE.to_owned(),
             fd,
             read_only: false,
-            limits: None,
+            limits: self.rates.drive(spec.cpu_units),
         });
+        if let Some(path) = &spec.volume {
+            drives.push(DriveConfig {
+                id: VOLUME_DRIVE.to_owned(),
+                fd: handed.take(open(path, true)?.into()),
+                read_only: false,
+                limits: self.rates.drive(spec.cpu_units),
+            });
+        }
         let mac: MacAddr = spec
             .mac
             .parse()
@@ -207,8 +222,8 @@ impl Launch {
                     tap_fd: handed.take(tap),
                     mac: mac.octets(),
                     mtu: Some(spec.mtu),
-                    rx_limits: None,
-                    tx_limits: None,
+                    rx_limits: self.rates.network(spec.cpu_units),
+                    tx_limits: self.rates.network(spec.cpu_units),
                 }]
             }
             None => Vec::new(),
@@ -229,7 +244,7 @@ impl Launch {
             vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
             balloon: true,
             entropy: true,
-            entropy_limits: None,
+            entropy_limits: rates::entropy(),
             serial_fd: None,
             serial_limits: None,
             jail: Some(JailConfig {

@@ -5,6 +5,8 @@
 
 mod launch;
 mod process;
+mod rates;
+mod resources;
 mod running;
 mod scratch;
 mod starter;
@@ -12,28 +14,32 @@ mod templates;
 #[cfg(test)]
 mod tests;
 mod users;
+mod volumes;
 mod working_set;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 
 use crate::cgroup::Cgroups;
-use crate::image::{ImageStore, PullLimits, PullPhase};
+use crate::image::{Credentials, ImageStore, PullLimits};
 use crate::model::task::{Eni, TaskId};
+use crate::model::volume::VolumeId;
 use crate::network::{EniSpec, MacAddr, Network};
 use crate::runtime::PullStatus;
 use crate::task::host::{
-    Found, GuestStream, Host, HostError, Machine, MachineMetrics, MachineSpec, PulledImage,
+    Found, GuestStream, Host, HostError, Machine, MachineMetrics, MachineSpec, PulledImage, Resources,
+    VolumeDisk,
 };
 
 pub use launch::Binaries;
 use launch::Start;
+pub use rates::Rates;
 use running::RunningMachine;
 use scratch::ScratchDisks;
 use starter::Starter;
@@ -41,6 +47,7 @@ pub use templates::Isolation;
 use templates::{Shape, Templates};
 pub use users::UserRange;
 use users::Users;
+use volumes::VolumeDisks;
 
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const EXIT_FILE: &str = "exit.json";
@@ -49,12 +56,24 @@ pub(crate) const USER_FILE: &str = "user";
 pub(crate) const LOG_FILE: &str = "vmm.log";
 pub(crate) const SCRATCH_FILE: &str = "scratch.img";
 
+/// What machines are like, as the operator has it.
+#[derive(Clone, Debug)]
+pub struct MachineOptions {
+    /// Whom they run as.
+    pub users: UserRange,
+    /// What tasks share with each other.
+    pub isolation: Isolation,
+    /// How fast their devices are.
+    pub rates: Rates,
+}
+
 /// This host.
 pub struct LocalHost {
     starter: Starter,
     templates: Arc<Templates>,
     network: Network,
     images: ImageStore,
+    volumes: VolumeDisks,
     /// Starting, finding and removing one machine exclude each other, even if the asker has gone away meanwhile.
     locks: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -63,8 +82,7 @@ impl LocalHost {
     pub fn open(
         data_dir: &Path,
         binaries: Binaries,
-        machine_users: UserRange,
-        isolation: Isolation,
+        options: MachineOptions,
         cgroups: Cgroups,
         network: Network,
         images: ImageStore,
@@ -72,8 +90,8 @@ impl LocalHost {
         let machines_dir = data_dir.join("machines");
         std::fs::create_dir_all(&machines_dir).map_err(|error| at(&machines_dir, "make", &error))?;
         let scratch = ScratchDisks::open(&data_dir.join("scratch"))?;
-        let users = Arc::new(Users::open(machine_users, &machines_dir)?);
-        let templates = Arc::new(Templates::open(data_dir.join("templates"), isolation)?);
+        let users = Arc::new(Users::open(options.users, &machines_dir)?);
+        let templates = Arc::new(Templates::open(data_dir.join("templates"), options.isolation)?);
         Ok(LocalHost {
             starter: Starter {
                 machines_dir,
@@ -81,10 +99,12 @@ impl LocalHost {
                 cgroups,
                 scratch,
                 users,
+                rates: options.rates,
             },
             templates,
             network,
             images,
+            volumes: VolumeDisks::open(data_dir.join("volumes"))?,
             locks: Mutex::default(),
         })
     }
@@ -139,31 +159,20 @@ impl Host for LocalHost {
 
     fn pull_image<'a>(
         &'a self,
+        task: &'a TaskId,
         image: &'a str,
+        credentials: Option<Credentials>,
         max_bytes: u64,
         progress: &'a (dyn Fn(PullStatus) + Send + Sync),
     ) -> BoxFuture<'a, Result<PulledImage, HostError>> {
         Box::pin(async move {
-            let report = |status: crate::image::PullProgress| {
-                progress(PullStatus {
-                    phase: match status.phase {
-                        PullPhase::Resolving => "resolving",
-                        PullPhase::Downloading => "downloading",
-                        PullPhase::Unpacking => "unpacking",
-                        PullPhase::Packing => "packing",
-                    },
-                    layers_done: u32::try_from(status.layers_done).unwrap_or(u32::MAX),
-                    layers_total: u32::try_from(status.layers_total).unwrap_or(u32::MAX),
-                    bytes_done: status.bytes_done,
-                    bytes_total: status.bytes_total,
-                });
-            };
+            let report = |status| progress(PullStatus::from(status));
             let limits = PullLimits {
                 max_unpacked_bytes: max_bytes,
             };
             let pulled = self
                 .images
-                .pull(image, None, limits, &report)
+                .pull_for(task.as_str(), image, credentials, limits, &report)
                 .await
                 .map_err(host_error)?;
             Ok(PulledImage {
@@ -275,6 +284,10 @@ impl Host for LocalHost {
         Box::pin(async move {
             let guard = self.lock(task).await;
             self.starter.remove(task).await?;
+            // It is released in any case; what cannot be deleted now goes later.
+            if let Err(error) = self.images.release(task.as_str()).await {
+                tracing::error!(%error, "images that are not used cannot be deleted");
+            }
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             // The map's and the guard's own: nobody waits, so whoever comes next may make a new lock.
             if locks.get(task).is_some_and(|lock| Arc::strong_count(lock) == 2) {
@@ -284,6 +297,31 @@ impl Host for LocalHost {
             drop(guard);
             Ok(())
         })
+    }
+
+    fn make_volume(&self, disk: VolumeDisk) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(self.volumes.make(disk))
+    }
+
+    fn remove_volume<'a>(&'a self, id: &'a VolumeId) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(self.volumes.remove(id))
+    }
+
+    fn volume_path(&self, id: &VolumeId) -> PathBuf {
+        self.volumes.path(id)
+    }
+
+    fn volume_used_bytes(&self, id: &VolumeId) -> u64 {
+        self.volumes.used_bytes(id)
+    }
+
+    fn resources(&self) -> Result<Resources, HostError> {
+        let kept = self.images.promised_bytes().map_err(host_error)?;
+        resources::of_this_host(&self.starter.machines_dir, self.volumes.dir(), kept)
+    }
+
+    fn images(&self) -> Option<&ImageStore> {
+        Some(&self.images)
     }
 
     fn dns_servers(&self) -> Vec<Ipv4Addr> {

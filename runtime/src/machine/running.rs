@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 use super::process::Process;
 use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, at, working_set};
 use crate::model::Timestamp;
-use crate::task::host::{GuestStream, HostError, Machine, MachineEnd};
+use crate::task::host::{Accepted, GuestPort, GuestStream, HostError, Machine, MachineEnd};
 
 /// A VMM with a small share of a busy CPU takes its time until it answers.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,20 +121,21 @@ impl RunningMachine {
     }
 
     /// The next connection of the guest.
-    async fn next_connection(&self) -> Result<UnixStream, HostError> {
+    async fn next_connection(&self) -> Result<(GuestPort, UnixStream), HostError> {
         let failed = |error: &dyn std::error::Error| {
             HostError(format!("the machine's control socket failed: {error}"))
         };
         loop {
             let mut ready = self.control.readable().await.map_err(|error| failed(&error))?;
             match ready.get_inner().recv() {
-                Ok((ServerMessage::VsockConnection { port }, Some(fd)))
-                    if port == berth_protocol::HOST_PORT =>
-                {
-                    return stream(fd).map_err(|error| failed(&error));
+                Ok((ServerMessage::VsockConnection { port }, Some(fd))) => {
+                    // Others have their turn, however many of these a machine sends.
+                    tokio::task::yield_now().await;
+                    // A port that nobody serves: closing the descriptor resets the guest's connection.
+                    let Some(port) = GuestPort::of(port) else { continue };
+                    let stream = stream(fd).map_err(|error| failed(&error))?;
+                    return Ok((port, stream));
                 }
-                // A port that nobody serves: closing the descriptor resets the guest's connection. Others have their turn,
-                // however many of these a machine sends.
                 Ok(_) => tokio::task::yield_now().await,
                 Err(error) if error.would_block() => ready.clear_ready(),
                 Err(error) => return Err(failed(&error)),
@@ -144,8 +145,11 @@ impl RunningMachine {
 }
 
 impl Machine for RunningMachine {
-    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>> {
-        Box::pin(async { Ok(Box::new(self.next_connection().await?) as Box<dyn GuestStream>) })
+    fn accept(&self) -> BoxFuture<'_, Result<Accepted, HostError>> {
+        Box::pin(async {
+            let (port, stream) = self.next_connection().await?;
+            Ok((port, Box::new(stream) as Box<dyn GuestStream>))
+        })
     }
 
     fn ended(&self) -> BoxFuture<'_, MachineEnd> {

@@ -62,7 +62,7 @@ impl ScratchDisks {
         let file = File::create(&temporary).map_err(|error| at(&temporary, "make", &error))?;
         file.set_len(u64::from(gib) << 30)
             .map_err(|error| at(&temporary, "size", &error))?;
-        format(&temporary)?;
+        mkfs(&temporary, &FORMAT)?;
         file.sync_all().map_err(|error| at(&temporary, "sync", &error))?;
         fs::rename(&temporary, &path).map_err(|error| at(&path, "make", &error))?;
         Ok(path)
@@ -70,10 +70,18 @@ impl ScratchDisks {
 }
 
 /// Without a journal: the disk lives no longer than its task. Tables are written when they are first used.
-fn format(path: &Path) -> Result<(), HostError> {
+const FORMAT: [&str; 4] = [
+    "-O",
+    "^has_journal,^resize_inode",
+    "-E",
+    "lazy_itable_init=1,nodiscard,root_owner=0:0",
+];
+
+/// Makes an ext4 file system on a file of our own.
+pub(super) fn mkfs(path: &Path, options: &[&str]) -> Result<(), HostError> {
     let output = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E"])
-        .arg("lazy_itable_init=1,nodiscard,root_owner=0:0")
+        .args(["-q", "-F", "-m", "0"])
+        .args(options)
         .arg(path)
         .output()
         .map_err(|error| match error.kind() {
@@ -94,7 +102,7 @@ fn format(path: &Path) -> Result<(), HostError> {
 }
 
 /// Copies data, leaves holes.
-fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
+pub(super) fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
     let length = i64::try_from(source.metadata()?.len()).map_err(io::Error::other)?;
     target.set_len(length.unsigned_abs())?;
     let mut position = 0;

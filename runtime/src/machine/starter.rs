@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::Rates;
 use super::launch::{self, Binaries, Start};
 use super::running::RunningMachine;
 use super::scratch::ScratchDisks;
@@ -21,6 +22,7 @@ pub(super) struct Starter {
     pub cgroups: Cgroups,
     pub scratch: ScratchDisks,
     pub users: Arc<Users>,
+    pub rates: Rates,
 }
 
 impl Starter {
@@ -42,6 +44,7 @@ impl Starter {
             cgroups: self.cgroups.clone(),
             scratch: self.scratch.clone(),
             user: self.users.take(&spec.task)?,
+            rates: self.rates,
             start,
             spec,
         };

@@ -72,6 +72,8 @@ pub(super) struct Shape {
     vcpus: u32,
     memory_mib: u32,
     images: usize,
+    /// Whether there is a drive for a volume.
+    volume: bool,
     /// Of the network device, if there is one.
     mtu: Option<u16>,
 }
@@ -82,6 +84,7 @@ impl Shape {
             vcpus: spec.cpu_units.div_ceil(UNITS_PER_VCPU).max(1),
             memory_mib: spec.memory_mib,
             images: spec.images.len(),
+            volume: spec.volume.is_some(),
             mtu: spec.tap.is_some().then_some(spec.mtu),
         }
     }
@@ -91,10 +94,12 @@ impl Shape {
             vcpus,
             memory_mib,
             images,
+            volume,
             mtu,
         } = self;
         let network = mtu.map_or_else(|| "alone".to_owned(), |mtu| format!("net{mtu}"));
-        format!("{vcpus}x{memory_mib}-{images}-{network}")
+        let volume = if *volume { "-volume" } else { "" };
+        format!("{vcpus}x{memory_mib}-{images}-{network}{volume}")
     }
 }
 
@@ -336,6 +341,7 @@ impl Templates {
             images: (0..shape.images)
                 .map(|index| (image_drive(index), placeholder.clone()))
                 .collect(),
+            volume: shape.volume.then(|| placeholder.clone()),
             tap: shape
                 .mtu
                 .map(|_| template_tap())
@@ -380,6 +386,7 @@ mod tests {
             memory_mib: 512,
             scratch_gib: 21,
             images: vec![("image-0".into(), "a".into())],
+            volume: None,
             tap: None,
             mac: MAC.into(),
             mtu: 1500,
@@ -416,6 +423,7 @@ mod tests {
             |spec: &mut MachineSpec| spec.cpu_units = 1025,
             |spec: &mut MachineSpec| spec.memory_mib = 1024,
             |spec: &mut MachineSpec| spec.images.push(("image-1".into(), "a".into())),
+            |spec: &mut MachineSpec| spec.volume = Some("v".into()),
             |spec: &mut MachineSpec| spec.tap = Some(File::open("/dev/null").unwrap().into()),
         ] {
             let mut other = spec();

@@ -45,9 +45,15 @@ pub struct DefinitionSpec {
     /// `X86_64`, where said.
     pub cpu_architecture: Option<String>,
     pub containers: Vec<ContainerDefinition>,
-    /// Names of the folders that its containers can share, empty when the task starts.
+    /// Names of what its containers can share: folders that are empty when the task starts, but for `launch_volume`.
     #[serde(default)]
     pub volumes: Vec<String>,
+    /// `configuredAtLaunch`: which of `volumes` every task says more of.
+    #[serde(default)]
+    pub launch_volume: Option<String>,
+    /// `pidMode: task`: its containers see each other's processes.
+    #[serde(default)]
+    pub share_pids: bool,
 }
 
 /// A registered revision.
@@ -72,6 +78,9 @@ pub enum DefinitionStatus {
 pub struct ContainerDefinition {
     pub name: String,
     pub image: String,
+    /// With which its registry is asked.
+    #[serde(default)]
+    pub repository_credentials: Option<RepositoryCredentials>,
     pub essential: bool,
     /// CPU shares within the task; 0 when not said.
     pub cpu: u32,
@@ -107,6 +116,15 @@ pub struct ContainerDefinition {
     pub volumes_from: Vec<VolumeFrom>,
     #[serde(default)]
     pub tmpfs: Vec<Tmpfs>,
+    /// Kernel parameters by their dotted names, in the order in which they are set.
+    #[serde(default)]
+    pub system_controls: Vec<NameValue>,
+    /// Standard input stays open, and nothing comes.
+    #[serde(default)]
+    pub interactive: Option<bool>,
+    /// Standard streams are a terminal.
+    #[serde(default)]
+    pub pseudo_terminal: Option<bool>,
 }
 
 impl ContainerDefinition {
@@ -119,6 +137,15 @@ impl ContainerDefinition {
     pub fn start_timeout_s(&self) -> u32 {
         self.start_timeout_s.unwrap_or(DEFAULT_START_TIMEOUT_S)
     }
+}
+
+/// `repositoryCredentials`: a secret with the user name and the password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryCredentials {
+    /// As it was given: the ARN or the name of a secret.
+    pub parameter: String,
+    /// The secret's name and suffix, or its name.
+    pub resource: String,
 }
 
 /// It starts when the other container has come so far.
@@ -192,7 +219,11 @@ pub struct Tmpfs {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMapping {
+    /// 0 where there is a range.
     pub container_port: u16,
+    /// `FIRST-LAST`
+    #[serde(default)]
+    pub container_port_range: Option<String>,
     pub host_port: Option<u16>,
     /// `tcp` or `udp`.
     pub protocol: String,
@@ -203,8 +234,9 @@ pub struct PortMapping {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ulimit {
     pub name: String,
-    pub soft: u64,
-    pub hard: u64,
+    /// -1 is no limit, here and below.
+    pub soft: i64,
+    pub hard: i64,
 }
 
 /// `logConfiguration`; the driver is `awslogs`.
@@ -214,4 +246,98 @@ pub struct LogConfiguration {
     pub stream_prefix: String,
     /// All options as given, the two above among them.
     pub options: BTreeMap<String, String>,
+}
+
+/// How much output that is not stored yet is kept for a container that must not wait, unless its options say.
+pub const DEFAULT_LOG_BUFFER_BYTES: u64 = 10 << 20;
+
+impl LogConfiguration {
+    /// Whether a log group that does not exist is made.
+    pub fn creates_group(&self) -> bool {
+        self.options
+            .get("awslogs-create-group")
+            .is_none_or(|value| value != "false")
+    }
+
+    /// How many bytes of output that is not stored yet are kept before lines are dropped; none means that the container
+    /// waits.
+    pub fn buffer_bytes(&self) -> Option<u64> {
+        if self.options.get("mode").is_some_and(|mode| mode == "blocking") {
+            return None;
+        }
+        let size = self
+            .options
+            .get("max-buffer-size")
+            .and_then(|text| byte_size(text));
+        Some(size.unwrap_or(DEFAULT_LOG_BUFFER_BYTES))
+    }
+}
+
+/// A size as log drivers write it: a number, and `k`, `m` or `g` with or without `b`.
+pub fn byte_size(text: &str) -> Option<u64> {
+    let text = text.to_ascii_lowercase();
+    let text = text.strip_suffix('b').unwrap_or(&text);
+    let (number, unit) = match text.char_indices().next_back()? {
+        (at, 'k') => (&text[..at], 1 << 10),
+        (at, 'm') => (&text[..at], 1 << 20),
+        (at, 'g') => (&text[..at], 1 << 30),
+        _ => (text, 1u64),
+    };
+    let number: u64 = number
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| number.parse().ok())??;
+    number.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(options: &[(&str, &str)]) -> LogConfiguration {
+        let options = options
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        LogConfiguration {
+            group: "g".to_owned(),
+            stream_prefix: "p".to_owned(),
+            options: options.collect(),
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_log_drivers_write_them() {
+        let sizes = ["0", "17", "17b", "2k", "2KB", "10m", "1g"].map(byte_size);
+        let expected = [0, 17, 17, 2048, 2048, 10 << 20, 1 << 30].map(Some);
+        assert_eq!(sizes, expected);
+        for text in [
+            "",
+            "m",
+            "b",
+            "-1",
+            "1.5m",
+            "1 m",
+            "+1",
+            "1mm",
+            "99999999999999999999",
+            "18446744073709551615k",
+            "é",
+        ] {
+            assert_eq!(byte_size(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_waits_only_if_it_says_so() {
+        assert_eq!(log(&[]).buffer_bytes(), Some(10 << 20));
+        assert_eq!(
+            log(&[("mode", "non-blocking"), ("max-buffer-size", "1m")]).buffer_bytes(),
+            Some(1 << 20)
+        );
+        assert_eq!(
+            log(&[("mode", "blocking"), ("max-buffer-size", "1m")]).buffer_bytes(),
+            None
+        );
+        assert!(log(&[]).creates_group() && !log(&[("awslogs-create-group", "false")]).creates_group());
+    }
 }

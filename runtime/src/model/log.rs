@@ -2,23 +2,56 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
 use super::task::TaskId;
+use super::{Tag, Timestamp};
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogGroup {
     pub name: String,
     pub created_at: Timestamp,
+    /// None means forever.
+    #[serde(default)]
+    pub retention_days: Option<u32>,
+    #[serde(default)]
+    pub tags: Vec<Tag>,
 }
 
-/// A stream of the awslogs driver: a view of one container's output.
+impl LogGroup {
+    pub fn new(name: &str, now: Timestamp) -> LogGroup {
+        LogGroup {
+            name: name.to_owned(),
+            created_at: now,
+            retention_days: None,
+            tags: Vec::new(),
+        }
+    }
+
+    /// What is older is not kept.
+    pub fn kept_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let kept_ms = u64::from(self.retention_days?) * DAY_MS;
+        Some(Timestamp(now.0.saturating_sub(kept_ms)))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogStream {
     pub group: String,
     pub name: String,
     pub created_at: Timestamp,
-    pub task: TaskId,
-    pub container: String,
+    #[serde(flatten)]
+    pub source: LogSource,
+}
+
+/// Who writes a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogSource {
+    /// The awslogs driver: the stream is a view of one container's output.
+    Container { task: TaskId, container: String },
+    /// Whoever puts events; they are in a file of this name.
+    Clients { file: String },
 }
 
 /// What is known of a stream's content.
@@ -26,6 +59,9 @@ pub struct LogStream {
 pub struct LogStreamStats {
     pub first_event_at: Option<Timestamp>,
     pub last_event_at: Option<Timestamp>,
+    pub last_ingested_at: Option<Timestamp>,
+    /// By how much some event is earlier than one before it.
+    pub disorder_ms: u64,
     pub stored_bytes: u64,
 }
 
@@ -42,6 +78,9 @@ pub struct LogEvent {
     pub position: u64,
     /// Position just after it.
     pub next_position: u64,
+    /// Never less than that of the event before; no less than `timestamp`, and equal to it unless a client put events out
+    /// of order.
+    pub order: Timestamp,
     pub timestamp: Timestamp,
     pub ingested_at: Timestamp,
     pub stream: OutputStream,
@@ -61,9 +100,13 @@ pub struct LogQuery {
     pub start: Option<Timestamp>,
     /// Exclusive.
     pub end: Option<Timestamp>,
+    /// Leave out what comes before in the order of events.
+    pub from_order: Option<Timestamp>,
     pub limit: usize,
     /// Stop once this many bytes of text are gathered.
     pub max_bytes: usize,
+    /// Stop once this many bytes of the log are looked at, whether or not they hold what is asked for.
+    pub max_scanned_bytes: u64,
 }
 
 /// A page of events, oldest first, and where to go on from either end.
@@ -76,4 +119,8 @@ pub struct LogPage {
     pub next_backward: u64,
     /// The log had no more events in that direction when this was read.
     pub at_end: bool,
+    /// Order of the last event that was looked at, if any was.
+    pub last_order: Option<Timestamp>,
+    /// How much of the log and its index was read for this.
+    pub bytes_read: u64,
 }

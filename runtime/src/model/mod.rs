@@ -9,6 +9,7 @@ pub mod network;
 pub mod parameter;
 pub mod secret;
 pub mod task;
+pub mod volume;
 
 use serde::{Deserialize, Serialize};
 

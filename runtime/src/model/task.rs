@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::definition::DefinitionId;
+use super::volume::TaskVolume;
 use super::{NameValue, Tag, Timestamp};
 
 /// 32 lower-case hex digits.
@@ -136,9 +137,19 @@ pub struct Task {
     /// The end of execution was not seen; `execution_stopped_at` is the daemon's last heartbeat before it.
     #[serde(default)]
     pub ended_at_heartbeat: bool,
+    /// It is not to be stopped for having fewer tasks or newer ones.
+    #[serde(default)]
+    pub protected_until: Option<Timestamp>,
+    #[serde(default)]
+    pub volume: Option<TaskVolume>,
 }
 
 impl Task {
+    /// Until when it is protected, if it is now.
+    pub fn protection(&self, now: Timestamp) -> Option<Timestamp> {
+        self.protected_until.filter(|until| *until > now)
+    }
+
     /// UNHEALTHY if an essential container is, else UNKNOWN if one is, else HEALTHY. A container without a check counts for
     /// nothing, unless none has one.
     pub fn health(&self) -> HealthStatus {

@@ -132,6 +132,8 @@ fn antispoof() -> Vec<Rule> {
             .accept(),
         ipv4().group_destination().drop(),
         ipv4().protocol(UDP).source_port(DHCP_SERVER_PORT).drop(),
+        // What answers at such an address is a task's own, and for nobody else.
+        ipv4().destination(LINK_LOCAL).drop(),
         ipv4().ipv4_sender_in(SENDERS).accept(),
         Rule::new().counter().drop(),
     ]

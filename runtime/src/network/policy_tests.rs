@@ -97,6 +97,16 @@ fn what_no_rule_allows_is_dropped_on_every_way() {
     }
 }
 
+#[test]
+fn frames_to_link_local_addresses_are_dropped_before_any_is_taken() {
+    let rules = chain(&compile(&VpcPolicy::default()), "antispoof").rules.clone();
+    let ipv4 = || super::nft::Rule::new().ether_type(EtherType::Ipv4);
+    let place = |wanted: &super::nft::Rule| rules.iter().position(|rule| rule == wanted);
+    let dropped = place(&ipv4().destination("169.254.0.0/16".parse().unwrap()).drop());
+    let taken = place(&ipv4().ipv4_sender_in("eni_senders").accept());
+    assert!(dropped.is_some() && dropped < taken, "{rules:?}");
+}
+
 fn compiled(protocol: Protocol, ports: Option<RangeInclusive<u16>>, peer: Peer) -> Vec<super::nft::Rule> {
     let rule = Rule {
         protocol,

@@ -19,6 +19,7 @@ use super::{
     policy::{self, VpcPolicy},
     sysctl, tap,
 };
+use crate::faults::{self, Point};
 
 pub(super) struct Vpc {
     spec: VpcSpec,
@@ -150,6 +151,7 @@ impl Vpc {
         self.links
             .plug(&name, &names::bridge(&eni.subnet_id), eni.mac, MTU)
             .await?;
+        faults::pass(Point::TapMade);
         self.enforce().await?;
         // Last, so that not one frame passes before the rules are in force.
         self.links.bring_up(&name).await?;

@@ -32,8 +32,9 @@ impl Runtime {
         Ok(())
     }
 
-    /// Ends what is left of a rotation, and forgets secrets, stopped tasks and client tokens whose time is over. Ledger lines and log streams stay.
-    async fn sweep(&self) -> Result<(), RuntimeError> {
+    /// Ends what is left of a rotation, and forgets secrets, stopped tasks and client tokens whose time is over. What log groups keep no
+    /// longer is freed. Ledger lines and log streams stay.
+    pub(super) async fn sweep(&self) -> Result<(), RuntimeError> {
         let context = &self.shared.context;
         let now = context.clock.now();
         // What is wrong with a secret keeps nothing else from being done.
@@ -50,7 +51,7 @@ impl Runtime {
             let task = task.value;
             let over = task.stopped_at.is_some_and(|at| now.millis_since(at) > kept);
             if task.status == TaskStatus::Stopped && over {
-                if task.containers.iter().all(|container| container.log.is_none()) {
+                if !self.has_log_streams(&task).await? {
                     context.outputs.remove(&task.id)?;
                 }
                 context
@@ -58,6 +59,9 @@ impl Runtime {
                     .commit(Transaction::default().delete(keys::task(&task.id)))
                     .await?;
             }
+        }
+        if let Err(error) = self.sweep_logs().await {
+            tracing::error!(%error, "old logs cannot be freed");
         }
         for token in context.records.list::<UsedToken>(keys::CLIENT_TOKENS).await? {
             let token = token.value;

@@ -1,68 +1,84 @@
-//! Log groups, streams, events, and a container's output whether or not it has a stream.
+//! Reading events of log streams, and a container's output whether or not it has a stream.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::{Runtime, RuntimeError};
 use crate::logs::{self, LogError};
-use crate::model::log::{LogEvent, LogGroup, LogPage, LogQuery, LogStream, LogStreamStats};
+use crate::model::log::{LogEvent, LogPage, LogQuery, LogStream, LogStreamStats};
 use crate::model::task::{ContainerStatus, Task, TaskId, TaskStatus};
 use crate::state::keys;
-use crate::store::Record;
 
 /// Most events of one answer: a guest may write empty lines, which have no bytes to count.
 const MAX_OUTPUT_EVENTS: usize = 10_000;
 
+/// Whether the text of an event is wanted.
+pub type LogMatcher = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 impl Runtime {
     /// By name.
-    pub async fn log_groups(&self) -> Result<Vec<LogGroup>, RuntimeError> {
-        let records = self.shared.context.records.list(keys::LOG_GROUPS).await?;
-        Ok(records.into_iter().map(|record| record.value).collect())
-    }
-
-    /// By name.
     pub async fn log_streams(&self, group: &str) -> Result<Vec<(LogStream, LogStreamStats)>, RuntimeError> {
-        let records = &self.shared.context.records;
-        if records.get::<LogGroup>(&keys::log_group(group)).await?.is_none() {
-            return Err(RuntimeError::LogGroupNotFound(group.to_owned()));
-        }
-        let streams = records.list::<LogStream>(&keys::log_streams_of(group)).await?;
-        let streams: Vec<_> = streams
-            .into_iter()
-            .map(|record| {
-                let path = self
-                    .shared
-                    .context
-                    .outputs
-                    .path(&record.value.task, &record.value.container);
-                (record.value, path)
-            })
-            .collect();
+        let context = &self.shared.context;
+        self.log_group(group).await?;
+        let streams = context
+            .records
+            .list::<LogStream>(&keys::log_streams_of(group))
+            .await?;
+        let outputs = Arc::clone(&context.outputs);
         blocking(move || {
             streams
                 .into_iter()
-                .map(|(stream, path)| Ok((stream, logs::stats(&path)?)))
+                .map(|record| {
+                    let stats = logs::stats(&outputs.source_path(&record.value.source))?;
+                    Ok((record.value, stats))
+                })
                 .collect::<Result<_, _>>()
         })
         .await
     }
 
+    /// Events of a stream, as far as its group's retention keeps them.
     pub async fn log_events(
         &self,
         group: &str,
         stream: &str,
-        query: LogQuery,
+        mut query: LogQuery,
     ) -> Result<LogPage, RuntimeError> {
-        let records = &self.shared.context.records;
-        if records.get::<LogGroup>(&keys::log_group(group)).await?.is_none() {
-            return Err(RuntimeError::LogGroupNotFound(group.to_owned()));
-        }
-        let stream_record: Option<Record<LogStream>> = records.get(&keys::log_stream(group, stream)).await?;
-        let Some(stream) = stream_record.map(|record| record.value) else {
-            return Err(RuntimeError::LogStreamNotFound(stream.to_owned()));
-        };
-        let path = self.shared.context.outputs.path(&stream.task, &stream.container);
-        blocking(move || logs::read(&path, &query)).await
+        let context = &self.shared.context;
+        let group = self.log_group(group).await?;
+        let stream = self.log_stream(&group.name, stream).await?;
+        query.start = query.start.max(group.kept_since(context.clock.now()));
+        let path = context.outputs.source_path(&stream.source);
+        read(path, query).await
+    }
+
+    /// A page of the events of a stream whose text `is_wanted`.
+    pub async fn search_log(
+        &self,
+        stream: &LogStream,
+        query: LogQuery,
+        is_wanted: LogMatcher,
+    ) -> Result<LogPage, RuntimeError> {
+        let path = self.shared.context.outputs.source_path(&stream.source);
+        blocking(move || logs::read(&path, &query, is_wanted.as_ref())).await
+    }
+
+    /// Where the log of each of these streams ends now.
+    pub async fn log_ends(&self, streams: &[LogStream]) -> Result<Vec<u64>, RuntimeError> {
+        let outputs = &self.shared.context.outputs;
+        let paths: Vec<_> = streams
+            .iter()
+            .map(|stream| outputs.source_path(&stream.source))
+            .collect();
+        blocking(move || paths.iter().map(|path| logs::end(path)).collect()).await
+    }
+
+    /// Changes whenever any log grows.
+    pub fn log_growth(&self) -> watch::Receiver<u64> {
+        self.shared.context.outputs.any_growth()
     }
 
     /// A container's output from `position` on (0 is the start), whether or not it has a log stream. Waits up to `wait`
@@ -83,8 +99,10 @@ impl Runtime {
             forward: true,
             start: None,
             end: None,
+            from_order: None,
             limit: MAX_OUTPUT_EVENTS,
             max_bytes,
+            max_scanned_bytes: u64::MAX,
         };
         loop {
             let revision = context.records.store().revision().await?;
@@ -121,12 +139,12 @@ fn has_ended(task: &Task, container: &str) -> Result<bool, RuntimeError> {
 }
 
 async fn read(path: PathBuf, query: LogQuery) -> Result<LogPage, RuntimeError> {
-    blocking(move || logs::read(&path, &query)).await
+    blocking(move || logs::read(&path, &query, &|_| true)).await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
 ) -> Result<T, RuntimeError> {
     let done = tokio::task::spawn_blocking(work).await;
-    Ok(done.map_err(|error| RuntimeError::Internal(format!("reading a log broke off: {error}")))??)
+    Ok(done.map_err(|error| RuntimeError::Internal(format!("work on a log broke off: {error}")))??)
 }

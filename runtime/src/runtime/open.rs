@@ -20,11 +20,20 @@ use crate::network::{Network, NetworkOptions, SecurityGroupSpec, SubnetSpec, Vpc
 use crate::secrets::{KEY_FILE, SecretStore};
 use crate::state::keys;
 use crate::store::{Record, Records, SqliteStore, StoreError, Transaction};
+use crate::task::endpoint::Endpoints;
 use crate::task::host::Host;
+use crate::task::spec::Prepared;
 use crate::task::supervisor::Context;
+use crate::task::usage::Usages;
 
 /// Most bytes that are downloaded for one image.
 const MAX_IMAGE_BYTES: u64 = 32 << 30;
+/// This part of the file system is for the images, unless another budget is set; tasks' disks get the rest.
+const IMAGE_BUDGET_PARTS: u64 = 5;
+/// What it is at least on a small file system, but never more than half.
+const LEAST_IMAGE_BUDGET_BYTES: u64 = 2 << 30;
+/// Where a Docker configuration is looked for, unless another path is set.
+const DOCKER_CONFIG_FILE: &str = "docker-config.json";
 const DEFAULT_VPC_CIDR: &str = "172.31.0.0/16";
 const DEFAULT_SUBNET_CIDR: &str = "172.31.0.0/20";
 
@@ -60,8 +69,20 @@ impl Runtime {
             ImageOptions {
                 insecure_registries: config.insecure_registries.clone(),
                 max_compressed_bytes: MAX_IMAGE_BYTES,
+                budget_bytes: match config.image_budget_bytes {
+                    Some(bytes) => bytes,
+                    None => default_image_budget(dir)?,
+                },
+                bytes_per_second: config.pull_bytes_per_second,
+                docker_config: Some(
+                    config
+                        .docker_config
+                        .unwrap_or_else(|| dir.join(DOCKER_CONFIG_FILE)),
+                ),
+                behavior: config.pull_behavior,
             },
         );
+        let images = images.map_err(chain)?;
         let network = NetworkOptions {
             uplink: true,
             prefix: config.host_prefix.clone(),
@@ -76,17 +97,25 @@ impl Runtime {
         let host = Arc::new(LocalHost::open(
             dir,
             binaries,
-            config.machine_users,
-            config.isolation,
+            config.machines,
             cgroups,
             network,
-            images.map_err(chain)?,
+            images.clone(),
         )?);
         let tasks: Vec<Task> = unfinished(&records)
             .await?
             .into_iter()
             .map(|record| record.value)
             .collect();
+        if host.resources()?.disk_bytes == 0 {
+            tracing::warn!(
+                "what images may take leaves no disk to tasks: set a smaller --image-budget, or free some"
+            );
+        }
+        hold_images(&images, &records, &tasks).await?;
+        if let Err(error) = images.make_room().await {
+            tracing::error!(%error, "images that are not used cannot be deleted");
+        }
         set_up_networks(&host, &records, &tasks).await?;
         let kept: Vec<_> = tasks.iter().map(|task| task.id.clone()).collect();
         host.remove_leftovers(&kept).await?;
@@ -101,7 +130,7 @@ impl Runtime {
             settings: Settings {
                 minimum_billed_seconds: config.minimum_billed_seconds,
                 stopped_task_retention: config.stopped_task_retention,
-                host_memory_bytes: host_memory_bytes()?,
+                overcommit: config.overcommit,
             },
         })
         .await
@@ -121,6 +150,8 @@ impl Runtime {
             region: parts.region,
             last_heartbeat: heartbeat.map(|record| record.value),
             pulls: Mutex::default(),
+            endpoints: Endpoints::default(),
+            usages: Usages::default(),
         };
         let runtime = Runtime {
             shared: Arc::new(Shared {
@@ -128,10 +159,15 @@ impl Runtime {
                 prices: parts.prices,
                 settings: parts.settings,
                 supervisors: Mutex::default(),
+                pulls: Mutex::default(),
                 admission: tokio::sync::Mutex::default(),
+                volume_work: Mutex::default(),
             }),
         };
-        for record in unfinished(&runtime.shared.context.records).await? {
+        let unfinished = unfinished(&runtime.shared.context.records).await?;
+        let ids: Vec<_> = unfinished.iter().map(|record| record.value.id.clone()).collect();
+        runtime.settle_volumes(&ids).await?;
+        for record in unfinished {
             runtime.supervise(record, true);
         }
         runtime.start_background();
@@ -251,19 +287,28 @@ fn price_list(dir: &Path) -> Result<PriceList, RuntimeError> {
     }
 }
 
-fn host_memory_bytes() -> Result<u64, RuntimeError> {
-    let path = Path::new("/proc/meminfo");
-    let text = std::fs::read_to_string(path).map_err(|error| internal(path, &error))?;
-    let total = text.lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?
-            .trim()
-            .strip_suffix(" kB")?
-            .parse()
-            .ok()
-    });
-    let total: u64 =
-        total.ok_or_else(|| RuntimeError::Internal("/proc/meminfo has no MemTotal".to_owned()))?;
-    Ok(total << 10)
+/// What the tasks were given before stays for them.
+async fn hold_images(images: &ImageStore, records: &Records, tasks: &[Task]) -> Result<(), RuntimeError> {
+    for task in tasks {
+        let prepared = records.get::<Prepared>(&keys::prepared(&task.id)).await?;
+        for image in prepared.iter().flat_map(|prepared| &prepared.value.images) {
+            images.hold(task.id.as_str(), &image.rootfs);
+        }
+    }
+    Ok(())
+}
+
+fn default_image_budget(dir: &Path) -> Result<u64, RuntimeError> {
+    let found = nix::sys::statvfs::statvfs(dir).map_err(|error| internal(dir, &error.into()))?;
+    Ok(image_budget_of(
+        found.blocks().saturating_mul(found.fragment_size()),
+    ))
+}
+
+/// A part of the file system that the data is on.
+fn image_budget_of(file_system_bytes: u64) -> u64 {
+    let least = LEAST_IMAGE_BUDGET_BYTES.min(file_system_bytes / 2);
+    least.max(file_system_bytes / IMAGE_BUDGET_PARTS)
 }
 
 /// `vpc-` and 17 hex digits, as AWS names things.
@@ -283,4 +328,20 @@ fn chain(error: impl std::error::Error) -> RuntimeError {
         source = cause.source();
     }
     RuntimeError::Internal(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_default_image_budget_is_a_fifth_and_more_on_small_disks() {
+        assert_eq!(image_budget_of(1000 * GIB), 200 * GIB);
+        assert_eq!(image_budget_of(40 * GIB), 8 * GIB);
+        assert_eq!(image_budget_of(8 * GIB), 2 * GIB);
+        assert_eq!(image_budget_of(2 * GIB), GIB);
+        assert_eq!(image_budget_of(0), 0);
+    }
 }

@@ -7,18 +7,20 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::open::random_id;
-use super::{PullStatus, RunTask, Runtime, RuntimeError};
-use crate::machine;
+use super::volumes::{self, Given};
+use super::{LaunchVolume, PullStatus, RunTask, Runtime, RuntimeError, Shortage};
+use crate::faults::{self, Point};
 use crate::model::Timestamp;
 use crate::model::definition::{
     ContainerDefinition, DEFAULT_EPHEMERAL_STORAGE_GIB, DefinitionStatus, TaskDefinition,
 };
-use crate::model::log::{LogGroup, LogStream};
+use crate::model::log::{LogGroup, LogSource, LogStream};
 use crate::model::network::{SecurityGroup, Subnet};
 use crate::model::task::{
     Container, ContainerStatus, DesiredStatus, Eni, HealthStatus, LogTarget, Overrides, Pauses, StopCause,
     StopCode, Task, TaskId, TaskStatus,
 };
+use crate::model::volume::{TaskVolume, VolumeId, VolumeKind};
 use crate::network::{MacAddr, ipam};
 use crate::state::keys;
 use crate::store::{Record, Transaction};
@@ -70,22 +72,38 @@ impl Runtime {
                 return Err(RuntimeError::ContainerNotFound(chosen.name.clone()));
             }
         }
+        let given = match &request.volume {
+            Some(asked) => Some((asked, self.volume_for_task(asked, request.count).await?)),
+            None => None,
+        };
         let place = self.place(&request).await?;
         let mut taken = self.taken_addresses(&place.subnet.id).await?;
         let mut tasks = Vec::new();
         for _ in 0..request.count {
-            let address = ipam::next_free(place.subnet.cidr, &taken).ok_or(RuntimeError::Capacity("ENI"))?;
+            let address =
+                ipam::next_free(place.subnet.cidr, &taken).ok_or(RuntimeError::Capacity(Shortage {
+                    resource: "ENI",
+                    unit: "addresses of the subnet",
+                    needed: u64::from(request.count),
+                    free: tasks.len() as u64,
+                }))?;
             taken.insert(address);
-            tasks.push(self.new_task(&request, &definition, &place, address));
+            let mut task = self.new_task(&request, &definition, &place, address);
+            task.volume = given.as_ref().map(|(asked, given)| task_volume(asked, given));
+            tasks.push(task);
         }
-        self.check_memory(&tasks).await?;
+        self.check_capacity(&tasks).await?;
         let new_groups = self.missing_log_groups(&definition).await?;
-        let revision = self
-            .shared
-            .context
-            .records
-            .commit(self.creation(&request, new_groups, &tasks)?)
-            .await?;
+        let mut creation = self.creation(&request, new_groups, &tasks)?;
+        for task in &tasks {
+            if let Some((asked, given)) = &given {
+                creation = self.attach(creation, task, given, asked)?;
+            }
+        }
+        let committed = self.shared.context.records.commit(creation).await;
+        let from = request.volume.as_ref().and_then(|asked| asked.from.as_deref());
+        let revision = committed.map_err(|error| volumes::conflict(error, from.unwrap_or_default()))?;
+        faults::pass(Point::TaskAdmitted);
         for task in &tasks {
             self.supervise(
                 Record {
@@ -140,6 +158,19 @@ impl Runtime {
     /// Has a paused task go on. Idempotent.
     pub async fn resume_task(&self, id: &TaskId) -> Result<Task, RuntimeError> {
         self.ask(id, Wish::Resume).await.and_then(running)
+    }
+
+    /// Protects the task from now on for so long, or no longer; one that has stopped stays as it is.
+    pub async fn protect_task(&self, id: &TaskId, time: Option<Duration>) -> Result<Task, RuntimeError> {
+        let now = self.shared.context.clock.now();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let until = time.map(|time| Timestamp(now.0.saturating_add(millis(time))));
+        self.ask(id, Wish::Protect(until)).await
+    }
+
+    /// Until when a task is protected; none for one that is not.
+    pub fn protection(&self, task: &Task) -> Option<Timestamp> {
+        task.protection(self.shared.context.clock.now())
     }
 
     /// Tells the task's supervisor; the task as it is just after.
@@ -214,7 +245,7 @@ impl Runtime {
         pulls.get(id).copied()
     }
 
-    /// The log groups that the definition names and that do not exist.
+    /// The log groups that the definition names, that do not exist and that it does not forbid to create.
     async fn missing_log_groups(
         &self,
         definition: &TaskDefinition,
@@ -233,6 +264,9 @@ impl Runtime {
                 .get(&keys::log_group(&log.group))
                 .await?;
             if found.is_none() {
+                if !log.creates_group() {
+                    return Err(RuntimeError::LogGroupNotFound(log.group.clone()));
+                }
                 missing.insert(log.group.clone());
             }
         }
@@ -269,20 +303,6 @@ impl Runtime {
             subnet,
             security_groups: chosen.into_iter().collect(),
         })
-    }
-
-    /// Guests' memory is never overcommitted: all of it could be touched at any time.
-    async fn check_memory(&self, new: &[Task]) -> Result<(), RuntimeError> {
-        let running = self.tasks().await?;
-        let running = running.iter().filter(|task| task.status != TaskStatus::Stopped);
-        let needed = running
-            .chain(new)
-            .map(|task| machine::memory_bytes(task.memory_mib))
-            .sum::<u64>();
-        if needed > self.shared.settings.host_memory_bytes {
-            return Err(RuntimeError::Capacity("MEMORY"));
-        }
-        Ok(())
     }
 
     fn new_task(
@@ -344,6 +364,8 @@ impl Runtime {
             stopped_at: None,
             pauses: Pauses::default(),
             ended_at_heartbeat: false,
+            protected_until: None,
+            volume: None,
             id,
         }
     }
@@ -367,20 +389,16 @@ impl Runtime {
                     group: log.group.clone(),
                     name: log.stream.clone(),
                     created_at: now,
-                    task: task.id.clone(),
-                    container: container.name.clone(),
+                    source: LogSource::Container {
+                        task: task.id.clone(),
+                        container: container.name.clone(),
+                    },
                 };
                 transaction = transaction.put(keys::log_stream(&log.group, &log.stream), &stream)?;
             }
         }
         for name in new_groups {
-            transaction = transaction.create(
-                keys::log_group(&name),
-                &LogGroup {
-                    name: name.clone(),
-                    created_at: now,
-                },
-            )?;
+            transaction = transaction.create(keys::log_group(&name), &LogGroup::new(&name, now))?;
         }
         if let Some((token, digest)) = &request.client_token {
             let used = UsedToken {
@@ -401,6 +419,22 @@ fn running(task: Task) -> Result<Task, RuntimeError> {
     match task.status {
         TaskStatus::Running => Ok(task),
         status => Err(RuntimeError::NotRunning(status)),
+    }
+}
+
+fn task_volume(asked: &LaunchVolume, given: &Given) -> TaskVolume {
+    let (id, size_gib, made) = match given {
+        Given::Existing(record) => (record.value.id.clone(), record.value.size_gib, false),
+        Given::New { size_gib, .. } => (VolumeId::random(VolumeKind::Volume), *size_gib, true),
+    };
+    TaskVolume {
+        id,
+        name: asked.name.clone(),
+        size_gib,
+        attachment_id: random_uuid(),
+        made,
+        delete_on_termination: made && asked.delete_on_termination.unwrap_or(true),
+        role_arn: asked.role_arn.clone(),
     }
 }
 

@@ -1,6 +1,11 @@
 //! Whole tasks on a simulated host: states, ledger, logs and what a crash of the daemon leaves of them.
 
+mod endpoint;
+mod hand_over;
+mod idle;
+mod logs;
 mod secrets;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +32,10 @@ struct World {
 impl World {
     fn new(output: &[u8], exit_code: Option<i32>) -> World {
         World {
-            dir: tempfile::tempdir().unwrap(),
+            // What is tested is not whether a disk keeps what it was told to.
+            dir: tempfile::tempdir_in("/dev/shm")
+                .or_else(|_| tempfile::tempdir())
+                .unwrap(),
             host: Arc::new(SimulatedHost::new(Script {
                 output: output.to_vec(),
                 exit_code,
@@ -53,14 +61,14 @@ impl World {
             settings: Settings {
                 minimum_billed_seconds: 60,
                 stopped_task_retention: Duration::from_secs(3600),
-                host_memory_bytes: 8 << 30,
+                overcommit: Overcommit::default(),
             },
         };
         Runtime::assemble(parts).await.unwrap()
     }
 }
 
-fn definition() -> DefinitionSpec {
+pub(crate) fn definition() -> DefinitionSpec {
     DefinitionSpec {
         cpu_units: 256,
         memory_mib: 512,
@@ -74,6 +82,7 @@ fn definition() -> DefinitionSpec {
         containers: vec![ContainerDefinition {
             name: "app".into(),
             image: "image".into(),
+            repository_credentials: None,
             essential: true,
             cpu: 0,
             memory_mib: None,
@@ -104,8 +113,13 @@ fn definition() -> DefinitionSpec {
             mount_points: vec![],
             volumes_from: vec![],
             tmpfs: vec![],
+            system_controls: vec![],
+            interactive: None,
+            pseudo_terminal: None,
         }],
         volumes: vec![],
+        launch_volume: None,
+        share_pids: false,
     }
 }
 
@@ -127,6 +141,7 @@ async fn request(runtime: &Runtime, count: u32) -> RunTask {
         enable_execute_command: false,
         tags: vec![],
         client_token: None,
+        volume: None,
     }
 }
 
@@ -158,8 +173,10 @@ async fn text(runtime: &Runtime, task: &Task) -> Vec<u8> {
         forward: true,
         start: None,
         end: None,
+        from_order: None,
         limit: usize::MAX,
         max_bytes: usize::MAX,
+        max_scanned_bytes: u64::MAX,
     };
     let page = runtime.log_events(&log.group, &log.stream, query).await.unwrap();
     page.events
@@ -397,7 +414,10 @@ async fn memory_is_never_promised_twice() {
     request.count = 5;
     assert!(matches!(
         runtime.run_task(request).await,
-        Err(RuntimeError::Capacity("MEMORY"))
+        Err(RuntimeError::Capacity(Shortage {
+            resource: "MEMORY",
+            ..
+        }))
     ));
     assert_eq!(runtime.tasks().await.unwrap().len(), 10, "all or none");
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{KeyId, SealError, SealedRecord, SecretError, SecretStore};
+use crate::faults::{self, Point};
 use crate::model::parameter::Parameter;
 use crate::model::secret::Secret;
 use crate::state::keys as names;
@@ -36,6 +37,7 @@ impl SecretStore {
             let _writing = self.writing.lock().await;
             self.change_keys(self.keys().with_new_key()?)?;
         }
+        faults::pass(Point::KeyAdded);
         self.finish().await
     }
 
@@ -65,6 +67,7 @@ impl SecretStore {
                 .reseal(&names::sealed_secrets_of(&secret.value.resource()))
                 .await?;
         }
+        faults::pass(Point::SecretsResealed);
         let _writing = self.writing.lock().await;
         self.change_keys(self.keys().newest_only())?;
         Ok(Rotation {

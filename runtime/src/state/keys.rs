@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::model::definition::DefinitionId;
 use crate::model::task::TaskId;
+use crate::model::volume::VolumeId;
 
 /// Stands between two names that a caller chose.
 const SEPARATOR: char = '\u{1f}';
@@ -20,6 +21,8 @@ pub const LOG_STREAMS: &str = "log-stream/";
 pub const CLIENT_TOKENS: &str = "client-token/";
 pub const PARAMETERS: &str = "parameter/";
 pub const SECRETS: &str = "secret/";
+pub const VOLUMES: &str = "volume/";
+pub const ATTACHMENTS: &str = "attachment/";
 /// When the daemon was last alive.
 pub const HEARTBEAT: &str = "heartbeat";
 
@@ -46,6 +49,10 @@ pub fn ledger(id: &TaskId) -> String {
 /// What was settled before the task's machine was started.
 pub fn prepared(id: &TaskId) -> String {
     format!("prepared/{id}")
+}
+/// That a machine of the task was given it, or was about to be.
+pub fn handed_over(id: &TaskId) -> String {
+    format!("handed-over/{id}")
 }
 pub fn vpc(id: &str) -> String {
     format!("{VPCS}{id}")
@@ -95,4 +102,15 @@ pub fn sealed_secret(resource: &str, version: &str) -> String {
 }
 pub fn sealed_secrets_of(resource: &str) -> String {
     format!("sealed/secret/{resource}{SEPARATOR}")
+}
+pub fn volume(id: &VolumeId) -> String {
+    format!("{VOLUMES}{id}")
+}
+/// The id of the volume or snapshot with this name.
+pub fn volume_name(name: &str) -> String {
+    format!("volume-name/{name}")
+}
+/// Who has a volume for itself.
+pub fn attachment(id: &VolumeId) -> String {
+    format!("{ATTACHMENTS}{id}")
 }

@@ -74,6 +74,18 @@ impl Transaction {
         Ok(replaced)
     }
 
+    /// Writes only if the key does not exist.
+    pub fn absent(mut self, key: String) -> Transaction {
+        self.checks.push(Check::Absent { key });
+        self
+    }
+
+    /// Writes only if the key was not written since `revision`.
+    pub fn unchanged(mut self, key: String, revision: Revision) -> Transaction {
+        self.checks.push(Check::Unchanged { key, revision });
+        self
+    }
+
     /// Writes whatever was there.
     pub fn put<T: Serialize>(mut self, key: String, value: &T) -> Result<Transaction, StoreError> {
         let value = serde_json::to_vec(value).map_err(|error| StoreError::Corrupt {

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Change, Check, Entry, Revision, Store, StoreError, Transaction, Write};
+use crate::faults::{self, Point};
 
 const SCHEMA: i64 = 1;
 /// Most commits that share one sync.
@@ -283,6 +284,7 @@ impl Worker {
                     params![HISTORY, revision],
                 )
                 .map_err(failed)?;
+            faults::write(Point::StateCommit).map_err(|error| StoreError::Failed(error.to_string()))?;
             batch.commit().map_err(failed)?;
         }
         self.revision = revision;

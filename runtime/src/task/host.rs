@@ -8,8 +8,10 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::image::{Credentials, ImageStore};
 use crate::model::Timestamp;
 use crate::model::task::{Eni, TaskId};
+use crate::model::volume::VolumeId;
 use crate::runtime::PullStatus;
 
 /// A one-line cause, fit for a task's `stoppedReason`.
@@ -38,10 +40,31 @@ pub struct MachineSpec {
     pub scratch_gib: u32,
     /// Read-only drives: serial number and file.
     pub images: Vec<(String, PathBuf)>,
+    /// The writable drive of a volume.
+    pub volume: Option<PathBuf>,
     /// The tap and the MAC address of its guest.
     pub tap: Option<OwnedFd>,
     pub mac: String,
     pub mtu: u16,
+}
+
+/// The disk of a volume, as it is made: empty, or a copy of another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeDisk {
+    pub id: VolumeId,
+    pub size_gib: u32,
+    pub source: Option<VolumeId>,
+}
+
+/// What a host has for tasks, or what tasks take of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// 1,024 to a processor.
+    pub cpu_units: u64,
+    pub memory_bytes: u64,
+    /// For the writable disks of tasks and for volumes. Of a host: what is free, without what images may still take, and
+    /// what they take already.
+    pub disk_bytes: u64,
 }
 
 /// How a machine ended.
@@ -72,10 +95,32 @@ pub enum Found {
 pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
 
+/// The ports of the host that a guest can connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestPort {
+    /// `berth_protocol::HOST_PORT`.
+    Init,
+    /// `berth_protocol::ENDPOINT_PORT`.
+    Endpoint,
+}
+
+impl GuestPort {
+    pub fn of(port: u32) -> Option<GuestPort> {
+        match port {
+            berth_protocol::HOST_PORT => Some(GuestPort::Init),
+            berth_protocol::ENDPOINT_PORT => Some(GuestPort::Endpoint),
+            _ => None,
+        }
+    }
+}
+
+/// A connection that a guest has made.
+pub type Accepted = (GuestPort, Box<dyn GuestStream>);
+
 /// A running machine.
 pub trait Machine: Send + Sync {
-    /// The next connection that the guest makes to `berth_protocol::HOST_PORT`; pends while there is none.
-    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>>;
+    /// The next connection that the guest makes, and the port of it; pends while there is none.
+    fn accept(&self) -> BoxFuture<'_, Result<Accepted, HostError>>;
     /// Waits for the machine's end.
     fn ended(&self) -> BoxFuture<'_, MachineEnd>;
     /// Has the guest stand still; its memory stays.
@@ -91,10 +136,13 @@ pub trait Host: Send + Sync {
     /// Makes the interface; the descriptor of its tap, where there is a real one.
     fn attach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<Option<OwnedFd>, HostError>>;
     fn detach_network<'a>(&'a self, eni: &'a Eni) -> BoxFuture<'a, Result<(), HostError>>;
-    /// `max_bytes` bounds the unpacked image.
+    /// The image stays until the machine of the task is removed. `max_bytes` bounds what all images of the task unpack to
+    /// together.
     fn pull_image<'a>(
         &'a self,
+        task: &'a TaskId,
         image: &'a str,
+        credentials: Option<Credentials>,
         max_bytes: u64,
         progress: &'a (dyn Fn(PullStatus) + Send + Sync),
     ) -> BoxFuture<'a, Result<PulledImage, HostError>>;
@@ -113,6 +161,19 @@ pub trait Host: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<Box<dyn GuestStream>>, HostError>>;
     /// Ends the machine if it runs and removes everything of it.
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>>;
+    /// Makes a disk, unless it is there.
+    fn make_volume(&self, disk: VolumeDisk) -> BoxFuture<'_, Result<(), HostError>>;
+    /// Removes a disk, if it is there.
+    fn remove_volume<'a>(&'a self, id: &'a VolumeId) -> BoxFuture<'a, Result<(), HostError>>;
+    fn volume_path(&self, id: &VolumeId) -> PathBuf;
+    /// What a disk takes of the host's.
+    fn volume_used_bytes(&self, id: &VolumeId) -> u64;
+    /// All that there is, whoever has it.
+    fn resources(&self) -> Result<Resources, HostError>;
+    /// None where images are not real.
+    fn images(&self) -> Option<&ImageStore> {
+        None
+    }
     fn dns_servers(&self) -> Vec<std::net::Ipv4Addr>;
     fn mtu(&self) -> u16;
 }

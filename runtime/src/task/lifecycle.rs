@@ -49,6 +49,10 @@ pub enum Event {
     },
     PauseRequested,
     ResumeRequested,
+    /// It is protected until then, or no longer.
+    ProtectionSet {
+        until: Option<Timestamp>,
+    },
     /// The machine could not be paused: it runs on.
     PauseFailed,
     /// The machine ended, whoever ended it. `at` is when, if it is not now.
@@ -134,6 +138,7 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
         Event::ResumeRequested => next.pauses.end(now),
         // What was no pause costs as much as none.
         Event::PauseFailed => next.pauses.since = None,
+        Event::ProtectionSet { until } if task.status < TaskStatus::Stopped => next.protected_until = *until,
         Event::StopRequested { cause } => begin_stop(&mut next, cause.code, &cause.reason, now),
         Event::MachineEnded {
             reason,
@@ -150,6 +155,7 @@ pub fn step(task: &Task, event: &Event, now: Timestamp) -> Task {
         | Event::ImagesPulled { .. }
         | Event::StartTimedOut { .. }
         | Event::PauseRequested
+        | Event::ProtectionSet { .. }
         | Event::Released => {}
     }
     if next != *task {

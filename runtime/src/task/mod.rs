@@ -1,7 +1,10 @@
-//! A task's life: a pure state machine (`lifecycle`), and what carries it out (`supervisor`, `session`).
+//! A task's life: a pure state machine (`lifecycle`), and what carries it out (`supervisor`, `following`, `session`).
 
+pub(crate) mod endpoint;
+mod following;
 pub mod host;
 pub(crate) mod lifecycle;
+mod read_buffer;
 pub(crate) mod secrets;
 pub(crate) mod session;
 #[cfg(test)]
@@ -10,3 +13,5 @@ pub(crate) mod spec;
 pub(crate) mod supervisor;
 #[cfg(test)]
 mod tests;
+pub(crate) mod usage;
+mod volume;

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use berth_protocol::MAX_FRAME_BYTES;
 use berth_protocol::frame::{FrameError, encode_message};
 use berth_protocol::message::{SEED_BYTES, TaskSpec, ToGuest};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::host::HostError;
 use super::supervisor::Context;
-use crate::model::definition::TaskDefinition;
+use crate::image::Credentials;
+use crate::model::definition::{RepositoryCredentials, TaskDefinition};
 use crate::model::secret::{SecretReference, SecretSource};
 use crate::model::task::Task;
 use crate::secrets::{SecretError, SecretStore, SecretText, VersionSelector};
@@ -54,6 +56,56 @@ impl Context {
         }
         Ok(found)
     }
+}
+
+impl Context {
+    /// The user names and passwords with which the task's images are pulled, by container. The error is fit for
+    /// `stoppedReason`.
+    pub(super) async fn registry_credentials(
+        &self,
+        task: &Task,
+    ) -> Result<BTreeMap<String, Credentials>, HostError> {
+        let definition = self
+            .records
+            .get::<TaskDefinition>(&keys::definition(&task.definition))
+            .await
+            .map_err(|error| HostError(error.to_string()))?;
+        let mut found = BTreeMap::new();
+        for container in definition
+            .iter()
+            .flat_map(|definition| &definition.value.spec.containers)
+        {
+            if let Some(RepositoryCredentials { parameter, resource }) = &container.repository_credentials {
+                let current = VersionSelector {
+                    id: None,
+                    stage: None,
+                };
+                let value = secret(&self.secrets, parameter, resource, &current).await;
+                let value = value.map_err(unable)?;
+                let credentials = credentials(&value).ok_or_else(|| {
+                    unable(format!(
+                        "the secret {} is not {{\"username\": \"…\", \"password\": \"…\"}}",
+                        shown(parameter)
+                    ))
+                })?;
+                found.insert(container.name.clone(), credentials);
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn credentials(value: &SecretText) -> Option<Credentials> {
+    #[derive(Deserialize)]
+    struct Pair {
+        username: String,
+        password: SecretText,
+    }
+    let pair: Pair = serde_json::from_str(value.expose()).ok()?;
+    Some(Credentials {
+        username: pair.username,
+        password: pair.password.expose().to_owned(),
+    })
 }
 
 impl TaskSecrets {
@@ -100,7 +152,7 @@ async fn look_up(store: &SecretStore, reference: &SecretReference) -> Result<Sec
                 id: version_id.clone(),
                 stage: version_stage.clone(),
             };
-            let whole = secret(store, reference, resource, &selector).await?;
+            let whole = secret(store, &reference.value_from, resource, &selector).await?;
             match json_key {
                 Some(json_key) => member(&whole, json_key).ok_or_else(|| {
                     format!(
@@ -133,7 +185,7 @@ async fn parameter(
             Ok((_, value)) => return Ok(value),
             Err(SecretError::ParameterNotFound(_)) => {}
             Err(SecretError::ParameterVersionNotFound { .. }) => break,
-            Err(error) => return Err(inside("ssm", reference, &error)),
+            Err(error) => return Err(inside("ssm", &reference.value_from, &error)),
         }
     }
     Err(format!(
@@ -144,14 +196,14 @@ async fn parameter(
 
 async fn secret(
     store: &SecretStore,
-    reference: &SecretReference,
+    value_from: &str,
     resource: &str,
     selector: &VersionSelector,
 ) -> Result<SecretText, String> {
     let refused = |cause: &str| {
         format!(
             "unable to retrieve secret from asm: failed to fetch secret {} from secrets manager: {cause}",
-            shown(&reference.value_from)
+            shown(value_from)
         )
     };
     match store.secret_value(resource, selector).await {
@@ -171,7 +223,7 @@ async fn secret(
         Err(SecretError::SecretDeleted(_)) => Err(refused(
             "InvalidRequestException: You can't perform this operation on the secret because it was marked for deletion.",
         )),
-        Err(error) => Err(inside("asm", reference, &error)),
+        Err(error) => Err(inside("asm", value_from, &error)),
     }
 }
 
@@ -195,11 +247,11 @@ fn json_bytes(text: &str) -> usize {
 }
 
 /// What no author of a definition can have caused; the log has the rest.
-fn inside(service: &str, reference: &SecretReference, error: &SecretError) -> String {
+fn inside(service: &str, value_from: &str, error: &SecretError) -> String {
     tracing::error!(%error, "a task's secret cannot be read");
     format!(
         "unable to retrieve {} from {service}: internal error",
-        shown(&reference.value_from)
+        shown(value_from)
     )
 }
 

@@ -1,21 +1,26 @@
 //! A host and machines that are not there, for tests of thousands of tasks, faults and clocks. The guests speak the real
 //! protocol over an in-memory stream.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_protocol::frame::{Decoder, Frame, encode_message, encode_output};
-use berth_protocol::message::{ContainerState, ContainerStatus, Health, Stream, TaskSpec, ToGuest, ToHost};
+use berth_protocol::message::{
+    ContainerState, ContainerStatus, ContainerUsage, Health, Stream, TaskSpec, TaskUsage, ToGuest, ToHost,
+};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
 use super::host::*;
+use crate::image::Credentials;
 use crate::model::Timestamp;
 use crate::model::task::{Eni, TaskId};
+use crate::model::volume::VolumeId;
 use crate::runtime::PullStatus;
 
 /// What the container of a simulated guest does.
@@ -30,12 +35,17 @@ pub(crate) struct Script {
 struct State {
     machines: HashMap<TaskId, Arc<SimulatedMachine>>,
     attached: HashMap<String, Ipv4Addr>,
+    booted: usize,
+    volumes: HashSet<VolumeId>,
+    /// The disk of the volume of each machine.
+    disks: HashMap<TaskId, PathBuf>,
 }
 
 /// Outlives the runtime that uses it, as a real host does.
 pub(crate) struct SimulatedHost {
     pub script: Script,
     pub pull_error: Option<String>,
+    pub resources: Resources,
     /// The tasks that guests were given.
     pub told: Arc<Mutex<Vec<TaskSpec>>>,
     state: Mutex<State>,
@@ -46,6 +56,11 @@ impl SimulatedHost {
         SimulatedHost {
             script,
             pull_error: None,
+            resources: Resources {
+                cpu_units: 64 << 10,
+                memory_bytes: 8 << 30,
+                disk_bytes: 1 << 40,
+            },
             told: Arc::default(),
             state: Mutex::default(),
         }
@@ -67,10 +82,37 @@ impl SimulatedHost {
         state.machines[task].paused.store(false, Ordering::SeqCst);
     }
 
+    /// A container of this task connects to its endpoint.
+    pub(crate) async fn connect_endpoint(&self, task: &TaskId) -> DuplexStream {
+        let (mine, theirs) = tokio::io::duplex(1 << 16);
+        let connect = self.state.lock().unwrap().machines[task].connect.clone();
+        connect.send((GuestPort::Endpoint, theirs)).await.unwrap();
+        mine
+    }
+
     pub(crate) fn is_paused(&self, task: &TaskId) -> bool {
         self.state.lock().unwrap().machines[task]
             .paused
             .load(Ordering::SeqCst)
+    }
+
+    /// Machines that were started.
+    pub(crate) fn booted(&self) -> usize {
+        self.state.lock().unwrap().booted
+    }
+
+    /// A machine for the task, whose guest has no task yet.
+    pub(crate) fn boot(&self, task: TaskId) -> Arc<dyn Machine> {
+        let machine = SimulatedMachine::boot(self.script.clone(), Arc::clone(&self.told));
+        let mut state = self.state.lock().unwrap();
+        state.booted += 1;
+        state.machines.insert(task, Arc::clone(&machine));
+        machine
+    }
+
+    /// The disks of volumes that are there.
+    pub(crate) fn volumes(&self) -> HashSet<VolumeId> {
+        self.state.lock().unwrap().volumes.clone()
     }
 
     /// Machines and interfaces that are there.
@@ -97,7 +139,9 @@ impl Host for SimulatedHost {
 
     fn pull_image<'a>(
         &'a self,
+        _task: &'a TaskId,
         _image: &'a str,
+        _credentials: Option<Credentials>,
         _max_bytes: u64,
         _progress: &'a (dyn Fn(PullStatus) + Send + Sync),
     ) -> BoxFuture<'a, Result<PulledImage, HostError>> {
@@ -119,13 +163,21 @@ impl Host for SimulatedHost {
     }
 
     fn start_machine(&self, spec: MachineSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, HostError>> {
-        let machine = SimulatedMachine::boot(self.script.clone(), Arc::clone(&self.told));
-        self.state
-            .lock()
-            .unwrap()
-            .machines
-            .insert(spec.task, Arc::clone(&machine));
-        Box::pin(async { Ok(machine as Arc<dyn Machine>) })
+        let mut state = self.state.lock().unwrap();
+        if let Some(disk) = &spec.volume {
+            assert!(
+                state.volumes.iter().any(|id| self.volume_path(id) == *disk),
+                "the disk {disk:?} is not there"
+            );
+            assert!(
+                state.disks.values().all(|other| other != disk),
+                "the disk {disk:?} is another machine's"
+            );
+            state.disks.insert(spec.task.clone(), disk.clone());
+        }
+        drop(state);
+        let machine = self.boot(spec.task);
+        Box::pin(async { Ok(machine) })
     }
 
     fn find_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<Found, HostError>> {
@@ -156,10 +208,58 @@ impl Host for SimulatedHost {
     }
 
     fn remove_machine<'a>(&'a self, task: &'a TaskId) -> BoxFuture<'a, Result<(), HostError>> {
-        if let Some(machine) = self.state.lock().unwrap().machines.remove(task) {
+        let mut state = self.state.lock().unwrap();
+        state.disks.remove(task);
+        if let Some(machine) = state.machines.remove(task) {
             machine.end("removed");
         }
         Box::pin(async { Ok(()) })
+    }
+
+    fn make_volume(&self, disk: VolumeDisk) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            // A daemon may end in the middle.
+            tokio::task::yield_now().await;
+            let mut state = self.state.lock().unwrap();
+            if let Some(source) = &disk.source {
+                if !state.volumes.contains(source) {
+                    return Err(HostError(format!("cannot open {source}")));
+                }
+                let path = self.volume_path(source);
+                assert!(
+                    state.disks.values().all(|other| *other != path),
+                    "{source} is copied while a machine writes to it"
+                );
+            }
+            state.volumes.insert(disk.id);
+            Ok(())
+        })
+    }
+
+    fn remove_volume<'a>(&'a self, id: &'a VolumeId) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            let mut state = self.state.lock().unwrap();
+            let path = self.volume_path(id);
+            assert!(
+                state.disks.values().all(|other| *other != path),
+                "{id} is removed under a machine"
+            );
+            state.volumes.remove(id);
+            Ok(())
+        })
+    }
+
+    fn volume_path(&self, id: &VolumeId) -> PathBuf {
+        Path::new("/volumes").join(id.as_str())
+    }
+
+    fn volume_used_bytes(&self, _: &VolumeId) -> u64 {
+        1 << 20
+    }
+
+    fn resources(&self) -> Result<Resources, HostError> {
+        Ok(self.resources)
     }
 
     fn dns_servers(&self) -> Vec<Ipv4Addr> {
@@ -172,7 +272,8 @@ impl Host for SimulatedHost {
 }
 
 struct SimulatedMachine {
-    connections: tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>,
+    connections: tokio::sync::Mutex<mpsc::Receiver<(GuestPort, DuplexStream)>>,
+    connect: mpsc::Sender<(GuestPort, DuplexStream)>,
     paused: AtomicBool,
     exit: watch::Sender<Option<(i32, Timestamp)>>,
     ended: watch::Sender<Option<MachineEnd>>,
@@ -183,6 +284,7 @@ impl SimulatedMachine {
         let (connect, connections) = mpsc::channel(1);
         let machine = Arc::new(SimulatedMachine {
             connections: tokio::sync::Mutex::new(connections),
+            connect: connect.clone(),
             paused: AtomicBool::new(false),
             exit: watch::Sender::new(None),
             ended: watch::Sender::new(None),
@@ -213,10 +315,11 @@ fn end(reason: &str) -> MachineEnd {
 }
 
 impl Machine for SimulatedMachine {
-    fn accept(&self) -> BoxFuture<'_, Result<Box<dyn GuestStream>, HostError>> {
+    fn accept(&self) -> BoxFuture<'_, Result<Accepted, HostError>> {
         Box::pin(async {
-            let stream = self.connections.lock().await.recv().await;
-            Ok(Box::new(stream.ok_or_else(|| HostError("gone".to_owned()))?) as Box<dyn GuestStream>)
+            let connection = self.connections.lock().await.recv().await;
+            let (port, stream) = connection.ok_or_else(|| HostError("gone".to_owned()))?;
+            Ok((port, Box::new(stream) as Box<dyn GuestStream>))
         })
     }
 
@@ -272,10 +375,10 @@ impl Guest {
     }
 
     /// Until it is told to power off.
-    async fn run(mut self, connect: mpsc::Sender<DuplexStream>) {
+    async fn run(mut self, connect: mpsc::Sender<(GuestPort, DuplexStream)>) {
         loop {
             let (mine, theirs) = tokio::io::duplex(1 << 16);
-            if connect.send(theirs).await.is_err() {
+            if connect.send((GuestPort::Init, theirs)).await.is_err() {
                 return std::future::pending().await;
             }
             if self.talk(mine).await.is_ok() {
@@ -345,6 +448,16 @@ impl Guest {
                     }
                     ToGuest::Stop if matches!(self.state, Some(ContainerState::Running { .. })) => {
                         self.change(&mut stream, self.exited(143)).await?;
+                    }
+                    ToGuest::Measure { .. } => {
+                        let usage = TaskUsage {
+                            containers: vec![ContainerUsage {
+                                name: self.container.clone().unwrap_or_default(),
+                                ..ContainerUsage::default()
+                            }],
+                            ..TaskUsage::default()
+                        };
+                        say(&mut stream, &ToHost::Usage { usage }).await?;
                     }
                     ToGuest::PowerOff => return Ok(()),
                     _ => {}

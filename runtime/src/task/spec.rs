@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use berth_protocol::message::{
-    Condition, ContainerSpec, Dependency, HealthCheck, Mount, NetworkSpec, RestartPolicy, TaskSpec, Tmpfs,
+    Condition, ContainerSpec, Dependency, HealthCheck, Mount, NetworkSpec, ResourceLimit, RestartPolicy,
+    SystemControl, TaskSpec, Tmpfs, VolumeDrive,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use super::endpoint;
 use super::host::PulledImage;
-use crate::model::definition::{self, ContainerDefinition, DefinitionSpec, DependencyCondition, MountPoint};
+use crate::model::definition::{
+    self, ContainerDefinition, DefinitionSpec, DependencyCondition, LogConfiguration, MountPoint,
+};
 use crate::model::task::{ContainerOverride, Task};
 use crate::network::{MacAddr, NetworkError};
 
@@ -19,8 +23,12 @@ pub const SCRATCH_DRIVE: &str = "scratch";
 /// Most processes and threads of a task's containers together.
 const TASK_PIDS: u64 = 4096;
 /// Soft and hard limit of open files on Fargate.
-const DEFAULT_NOFILE: (u64, u64) = (65_535, 65_535);
+const DEFAULT_NOFILE: u64 = 65_535;
+const NOFILE: &str = "nofile";
 const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+
+/// Serial number of the drive with the task's volume.
+pub const VOLUME_DRIVE: &str = "volume";
 
 /// Serial number of the drive with the image of the `index`th container.
 pub fn image_drive(index: usize) -> String {
@@ -32,6 +40,7 @@ pub struct NetworkFacts {
     pub subnet: Ipv4Net,
     pub dns_servers: Vec<Ipv4Addr>,
     pub mtu: u16,
+    pub region: String,
 }
 
 /// What is settled once the images are here, and kept until the task has stopped.
@@ -61,7 +70,10 @@ pub fn task_spec(
                 .containers
                 .iter()
                 .find(|chosen| chosen.name == container.name);
-            container_spec(index, container, chosen, image, definition)
+            let role = endpoint::role(task, definition);
+            let runtime_id = task.containers.get(index).map_or("", |own| &own.runtime_id);
+            let told = endpoint::environment(runtime_id, &prepared.session, role, &network.region);
+            container_spec(index, container, chosen, image, definition, told)
         })
         .collect::<Result<Vec<_>, _>>()?;
     let mac = task.eni.mac.parse().map(MacAddr::octets);
@@ -84,6 +96,15 @@ pub fn task_spec(
         pids: TASK_PIDS,
         scratch_drive: SCRATCH_DRIVE.to_owned(),
         volumes: definition.volumes.clone(),
+        volume_drives: task
+            .volume
+            .iter()
+            .map(|volume| VolumeDrive {
+                volume: volume.name.clone(),
+                drive: VOLUME_DRIVE.to_owned(),
+            })
+            .collect(),
+        share_pids: definition.share_pids,
         containers,
     })
 }
@@ -94,6 +115,7 @@ fn container_spec(
     chosen: Option<&ContainerOverride>,
     image: &PulledImage,
     definition: &DefinitionSpec,
+    told: BTreeMap<String, String>,
 ) -> Result<ContainerSpec, String> {
     // As Docker: an entry point given by the definition takes the image's command away.
     let entry_point = container.entry_point.as_ref();
@@ -115,6 +137,7 @@ fn container_spec(
             env.insert(name.to_owned(), value.to_owned());
         }
     }
+    env.extend(told);
     let own = container.environment.iter();
     for variable in own.chain(chosen.iter().flat_map(|chosen| &chosen.environment)) {
         env.insert(variable.name.clone(), variable.value.clone());
@@ -124,7 +147,6 @@ fn container_spec(
         .clone()
         .unwrap_or_else(|| image.working_dir.clone());
     let cpu = chosen.and_then(|chosen| chosen.cpu).unwrap_or(container.cpu);
-    let nofile = container.ulimits.iter().find(|limit| limit.name == "nofile");
     Ok(ContainerSpec {
         name: container.name.clone(),
         image_drive: image_drive(index),
@@ -143,13 +165,27 @@ fn container_spec(
         readonly_root: container.readonly_root_filesystem,
         capabilities_add: capabilities(&container.capabilities_add),
         capabilities_drop: capabilities(&container.capabilities_drop),
-        nofile: nofile.map_or(DEFAULT_NOFILE, |limit| (limit.soft, limit.hard)),
+        limits: limits(container),
+        system_controls: container
+            .system_controls
+            .iter()
+            .map(|control| SystemControl {
+                name: control.name.clone(),
+                value: control.value.clone(),
+            })
+            .collect(),
         memory_bytes: chosen
             .and_then(|chosen| chosen.memory_mib)
             .or(container.memory_mib)
             .map(|mib| u64::from(mib) << 20),
+        memory_reservation_bytes: chosen
+            .and_then(|chosen| chosen.memory_reservation_mib)
+            .or(container.memory_reservation_mib)
+            .map(|mib| u64::from(mib) << 20),
         cpu_shares: (cpu > 0).then(|| u64::from(cpu)),
         init_process: container.init_process_enabled.unwrap_or(false),
+        open_stdin: container.interactive.unwrap_or(false),
+        terminal: container.pseudo_terminal.unwrap_or(false),
         essential: container.essential,
         depends_on: container.depends_on.iter().map(dependency).collect(),
         start_timeout_ms: milliseconds(container.start_timeout_s()),
@@ -161,7 +197,30 @@ fn container_spec(
         }),
         mounts: mounts(container, definition),
         tmpfs: container.tmpfs.iter().map(tmpfs).collect(),
+        output_buffer_bytes: container.log.as_ref().and_then(LogConfiguration::buffer_bytes),
     })
+}
+
+/// Its own, and that of open files in any case.
+fn limits(container: &ContainerDefinition) -> Vec<ResourceLimit> {
+    let mut limits: Vec<ResourceLimit> = container
+        .ulimits
+        .iter()
+        .map(|limit| ResourceLimit {
+            name: limit.name.clone(),
+            // Only -1 is below 0.
+            soft: u64::try_from(limit.soft).ok(),
+            hard: u64::try_from(limit.hard).ok(),
+        })
+        .collect();
+    if !limits.iter().any(|limit| limit.name == NOFILE) {
+        limits.push(ResourceLimit {
+            name: NOFILE.to_owned(),
+            soft: Some(DEFAULT_NOFILE),
+            hard: Some(DEFAULT_NOFILE),
+        });
+    }
+    limits
 }
 
 fn milliseconds(seconds: u32) -> u64 {
@@ -239,3 +298,7 @@ fn capabilities(names: &[String]) -> Vec<String> {
     };
     names.iter().map(full).collect()
 }
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

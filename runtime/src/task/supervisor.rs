@@ -7,21 +7,22 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_protocol::message::TaskSpec;
 use tokio::sync::{mpsc, oneshot};
 
-use super::host::{Found, Host, HostError, Machine, MachineSpec, PulledImage};
+use super::endpoint::Endpoints;
+use super::host::{Host, HostError};
 use super::lifecycle::{self, Action, Event};
 use super::secrets::TaskSecrets;
-use super::session::Session;
-use super::spec::{self, NetworkFacts, Prepared};
+use super::session::{MOST_EVENTS, Session};
+use super::spec::Prepared;
+use super::usage::Usages;
 use crate::clock::Clock;
+use crate::faults::{self, Point};
 use crate::logs::Outputs;
 use crate::metering;
 use crate::model::Timestamp;
 use crate::model::definition::{ContainerDefinition, DEFAULT_STOP_TIMEOUT_S, TaskDefinition};
-use crate::model::network::Subnet;
-use crate::model::task::{StopCause, Task, TaskId, TaskStatus};
+use crate::model::task::{Container, StopCause, Task, TaskId, TaskStatus};
 use crate::runtime::PullStatus;
 use crate::secrets::SecretStore;
 use crate::state::keys;
@@ -30,9 +31,11 @@ use crate::store::{Record, Records, StoreError, Transaction};
 /// How long the guest may take beyond the containers' grace time, and for powering off.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where a volume is to have all that was written to it.
+const VOLUME_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// From the start of the machine until its containers run, for each of them; after that the start has failed.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// What every supervisor shares.
 pub struct Context {
@@ -45,6 +48,8 @@ pub struct Context {
     /// When an earlier daemon was last seen alive.
     pub last_heartbeat: Option<Timestamp>,
     pub pulls: Mutex<HashMap<TaskId, PullStatus>>,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) usages: Usages,
 }
 
 /// What a supervisor is asked for. It answers with the task as it is then.
@@ -57,6 +62,7 @@ pub enum Wish {
     Stop(StopCause),
     Pause,
     Resume,
+    Protect(Option<Timestamp>),
 }
 
 impl From<Wish> for Event {
@@ -65,18 +71,19 @@ impl From<Wish> for Event {
             Wish::Stop(cause) => Event::StopRequested { cause },
             Wish::Pause => Event::PauseRequested,
             Wish::Resume => Event::ResumeRequested,
+            Wish::Protect(until) => Event::ProtectionSet { until },
         }
     }
 }
 
 /// What a supervisor holds for its task while it runs; all of it can be found or made again.
-struct Holdings {
-    tap: Option<OwnedFd>,
-    session: Option<Session>,
+pub(super) struct Holdings {
+    pub tap: Option<OwnedFd>,
+    pub session: Option<Session>,
     /// Until the session has them.
-    secrets: TaskSecrets,
+    pub secrets: TaskSecrets,
     /// This supervisor took the task over from an earlier daemon and has not found its machine yet.
-    resumed: bool,
+    pub resumed: bool,
 }
 
 /// Supervises one task to its end.
@@ -90,7 +97,7 @@ pub async fn supervise(
         value: mut task,
         mut revision,
     } = record;
-    let (events, mut happened) = mpsc::unbounded_channel();
+    let (events, mut happened) = mpsc::channel(MOST_EVENTS);
     let mut holdings = Holdings {
         tap: None,
         session: None,
@@ -120,7 +127,14 @@ pub async fn supervise(
             let next = lifecycle::step(&task, &event, context.clock.now());
             if next != task {
                 tracing::info!(task = %task.id, from = task.status.as_str(), to = next.status.as_str(), ?event);
-                revision = context.store(&next, revision).await;
+                revision = if next.status == task.status {
+                    context.store(&next, revision).await
+                } else {
+                    faults::pass(Point::unstored(next.status));
+                    let stored = context.store(&next, revision).await;
+                    faults::pass(Point::stored(next.status));
+                    stored
+                };
                 task = next;
             }
             if let Some(reply) = reply {
@@ -159,7 +173,12 @@ impl Context {
         if task.status == TaskStatus::Stopped {
             transaction = transaction
                 .delete(keys::address(&task.eni.subnet_id, task.eni.address))
-                .delete(keys::prepared(&task.id));
+                .delete(keys::prepared(&task.id))
+                .delete(keys::handed_over(&task.id));
+            // Its machine is gone: only now may another one have its volume.
+            if let Some(volume) = &task.volume {
+                transaction = transaction.delete(keys::attachment(&volume.id));
+            }
         }
         Ok(transaction)
     }
@@ -170,7 +189,7 @@ impl Context {
         action: Action,
         task: &Task,
         holdings: &mut Holdings,
-        events: &mpsc::UnboundedSender<Event>,
+        events: &mpsc::Sender<Event>,
     ) -> Option<Event> {
         match action {
             Action::AttachNetwork => Some(match self.attach_network(task).await {
@@ -182,6 +201,7 @@ impl Context {
             }),
             Action::PullImages => Some(match self.pull_images(task).await {
                 Ok(digests) => Event::ImagesPulled { digests },
+                Err(error) if is_own(&error) => failed_start(&error),
                 Err(error) => Event::Failed {
                     reason: format!("CannotPullContainerError: {error}"),
                 },
@@ -212,6 +232,8 @@ impl Context {
     async fn attach_network(&self, task: &Task) -> Result<Option<OwnedFd>, HostError> {
         // A task that will not have its secrets is not begun, and not billed.
         self.secrets_of(task).await?;
+        self.registry_credentials(task).await?;
+        self.make_volume(task).await?;
         self.host.attach_network(&task.eni).await
     }
 
@@ -222,11 +244,16 @@ impl Context {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(task.id.clone(), status);
         };
+        let mut credentials = self.registry_credentials(task).await?;
         let max_bytes = u64::from(task.ephemeral_storage_gib) << 30;
         let mut images = Vec::new();
         let mut failed = None;
         for container in &task.containers {
-            match self.host.pull_image(&container.image, max_bytes, &progress).await {
+            let credentials = credentials.remove(&container.name);
+            let pulled = self
+                .host
+                .pull_image(&task.id, &container.image, credentials, max_bytes, &progress);
+            match pulled.await {
                 Ok(image) => images.push(image),
                 Err(error) => {
                     failed = Some(error);
@@ -249,6 +276,7 @@ impl Context {
             images,
             session: format!("{:032x}", rand::random::<u128>()),
         };
+        faults::pass(Point::ImagesPulled);
         // Stays known to a daemon that starts in the middle, even if the registry is gone by then.
         let transaction = Transaction::default()
             .put(keys::prepared(&task.id), &prepared)
@@ -257,160 +285,11 @@ impl Context {
         Ok(digests)
     }
 
-    async fn run_machine(
-        &self,
-        task: &Task,
-        holdings: &mut Holdings,
-        events: &mpsc::UnboundedSender<Event>,
-    ) -> Option<Event> {
-        if let Some(session) = &holdings.session {
-            return self.resume(task, session.machine()).await;
-        }
-        // Once it runs, its guest has them.
-        if task.status == TaskStatus::Activating {
-            match self.secrets_of(task).await {
-                Ok(secrets) => holdings.secrets = secrets,
-                Err(error) => return Some(failed_start(&error)),
-            }
-        }
-        let found = match self.host.find_machine(&task.id).await {
-            Ok(found) => found,
-            Err(error) => return Some(failed_start(&error)),
-        };
-        let resumed = std::mem::take(&mut holdings.resumed);
-        match found {
-            Found::Running(machine) => match self.prepare(task).await {
-                Ok((spec, _)) => match self.resume(task, machine.as_ref()).await {
-                    None => self.follow(task, machine, spec, holdings, events),
-                    failed => failed,
-                },
-                Err(error) => Some(failed_start(&error)),
-            },
-            Found::Ended(end) => Some(self.ended_unseen(end.reason, end.at, resumed)),
-            // It ran, and nothing of it is left.
-            Found::Nothing if task.status == TaskStatus::Running => {
-                Some(self.ended_unseen("the machine of the task is gone".to_owned(), None, resumed))
-            }
-            Found::Nothing => match self.start_machine(task, holdings).await {
-                Ok((machine, spec)) => self.follow(task, machine, spec, holdings, events),
-                Err(error) => Some(failed_start(&error)),
-            },
-        }
-    }
-
-    fn ended_unseen(&self, reason: String, at: Option<Timestamp>, resumed: bool) -> Event {
-        let heartbeat = self.last_heartbeat.filter(|_| resumed && at.is_none());
-        Event::MachineEnded {
-            reason,
-            at: at.or(heartbeat),
-            at_last_heartbeat: heartbeat.is_some(),
-        }
-    }
-
-    /// What the guest is told, and the images that the machine is given.
-    async fn prepare(&self, task: &Task) -> Result<(TaskSpec, Vec<PulledImage>), HostError> {
-        let missing = |what: &str| HostError(format!("the record of its {what} is missing"));
-        let prepared = self.records.get::<Prepared>(&keys::prepared(&task.id)).await;
-        let prepared = prepared
-            .map_err(to_host_error)?
-            .ok_or_else(|| missing("images"))?
-            .value;
-        let definition = self
-            .records
-            .get::<TaskDefinition>(&keys::definition(&task.definition))
-            .await;
-        let definition = definition
-            .map_err(to_host_error)?
-            .ok_or_else(|| missing("definition"))?
-            .value;
-        let subnet = self
-            .records
-            .get::<Subnet>(&keys::subnet(&task.eni.subnet_id))
-            .await;
-        let subnet = subnet
-            .map_err(to_host_error)?
-            .ok_or_else(|| missing("subnet"))?
-            .value;
-        let network = NetworkFacts {
-            subnet: subnet.cidr,
-            dns_servers: self.host.dns_servers(),
-            mtu: self.host.mtu(),
-        };
-        let spec = spec::task_spec(task, &definition.spec, &prepared, &network).map_err(HostError)?;
-        Ok((spec, prepared.images))
-    }
-
-    async fn start_machine(
-        &self,
-        task: &Task,
-        holdings: &mut Holdings,
-    ) -> Result<(Arc<dyn Machine>, TaskSpec), HostError> {
-        let (spec, images) = self.prepare(task).await?;
-        let tap = match holdings.tap.take() {
-            Some(tap) => Some(tap),
-            None => self.host.attach_network(&task.eni).await?,
-        };
-        let images = images
-            .into_iter()
-            .enumerate()
-            .map(|(index, image)| (spec::image_drive(index), image.rootfs))
-            .collect();
-        let machine = self.host.start_machine(MachineSpec {
-            task: task.id.clone(),
-            cpu_units: task.cpu_units,
-            memory_mib: task.memory_mib,
-            scratch_gib: task.ephemeral_storage_gib,
-            images,
-            tap,
-            mac: task.eni.mac.clone(),
-            mtu: self.host.mtu(),
-        });
-        Ok((machine.await?, spec))
-    }
-
-    fn follow(
-        &self,
-        task: &Task,
-        machine: Arc<dyn Machine>,
-        spec: TaskSpec,
-        holdings: &mut Holdings,
-        events: &mpsc::UnboundedSender<Event>,
-    ) -> Option<Event> {
-        let mut writers = BTreeMap::new();
-        for container in &task.containers {
-            match self.outputs.writer(&task.id, &container.name) {
-                Ok(writer) => writers.insert(container.name.clone(), writer),
-                Err(error) => return Some(failed_start(&HostError(error.to_string()))),
-            };
-        }
-        // Once it runs, a guest without a task is none that was started for it.
-        let secrets = std::mem::take(&mut holdings.secrets);
-        let hand_over = (task.status == TaskStatus::Activating).then_some(secrets);
-        holdings.session = Some(Session::start(
-            machine,
-            spec,
-            hand_over,
-            writers,
-            Arc::clone(&self.clock),
-            self.last_heartbeat,
-            events.clone(),
-        ));
-        None
-    }
-
-    /// A machine that does not answer does not go on either: it has failed.
-    async fn resume(&self, task: &Task, machine: &dyn Machine) -> Option<Event> {
-        let error = machine.resume().await.err()?;
-        tracing::warn!(task = %task.id, %error, "a machine cannot be resumed");
-        machine.kill().await;
-        None
-    }
-
     async fn pause_machine(
         &self,
         task: &Task,
         holdings: &mut Holdings,
-        events: &mpsc::UnboundedSender<Event>,
+        events: &mpsc::Sender<Event>,
     ) -> Option<Event> {
         if let Some(event) = self.take_over(task, holdings, events).await {
             return Some(event);
@@ -420,36 +299,11 @@ impl Context {
         Some(Event::PauseFailed)
     }
 
-    /// Follows the machine that an earlier daemon started, unless this one does already; the task's end if there is none.
-    async fn take_over(
-        &self,
-        task: &Task,
-        holdings: &mut Holdings,
-        events: &mpsc::UnboundedSender<Event>,
-    ) -> Option<Event> {
-        let resumed = std::mem::take(&mut holdings.resumed);
-        if holdings.session.is_some() {
-            return None;
-        }
-        match self.host.find_machine(&task.id).await {
-            Ok(Found::Running(machine)) => match self.prepare(task).await {
-                Ok((spec, _)) => self.follow(task, machine, spec, holdings, events),
-                // Nobody can speak to it: it goes without being asked.
-                Err(error) => Some(self.ended_unseen(error.to_string(), None, resumed)),
-            },
-            Ok(Found::Ended(end)) => Some(self.ended_unseen(end.reason, end.at, resumed)),
-            Ok(Found::Nothing) => {
-                Some(self.ended_unseen("the task had no machine".to_owned(), None, resumed))
-            }
-            Err(error) => Some(self.ended_unseen(error.to_string(), None, resumed)),
-        }
-    }
-
     async fn stop_machine(
         &self,
         task: &Task,
         holdings: &mut Holdings,
-        events: &mpsc::UnboundedSender<Event>,
+        events: &mpsc::Sender<Event>,
     ) -> Option<Event> {
         if let Some(event) = self.take_over(task, holdings, events).await {
             return Some(event);
@@ -465,7 +319,14 @@ impl Context {
             .is_ok()
         {
             session.power_off();
-            tokio::time::sleep(POWER_OFF_TIMEOUT).await;
+            let ran = |container: &Container| container.exit_code.is_some();
+            let has_written = task.started_at.is_some() || task.containers.iter().any(ran);
+            let time = match task.volume {
+                Some(_) if has_written => VOLUME_WRITE_TIMEOUT,
+                _ => POWER_OFF_TIMEOUT,
+            };
+            tokio::time::sleep(time).await;
+            tracing::warn!(task = %task.id, "its guest does not power off, and is ended");
         }
         session.machine().kill().await;
         // The session tells the machine's end, here and above.
@@ -491,12 +352,18 @@ impl Context {
 
     async fn release(&self, task: &Task) {
         self.outputs.close(&task.id);
+        self.usages.forget(&task.id);
         self.pulls
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&task.id);
         loop {
-            let machine = self.host.remove_machine(&task.id).await;
+            let machine = match self.host.remove_machine(&task.id).await {
+                // Nobody writes to it any more.
+                Ok(()) => self.release_volume(task).await,
+                failed => failed,
+            };
+            faults::pass(Point::MachineRemoved);
             let network = self.host.detach_network(&task.eni).await;
             match machine.and(network) {
                 Ok(()) => return,
@@ -512,16 +379,24 @@ fn start_timeout(task: &Task) -> Duration {
     START_TIMEOUT * u32::try_from(task.containers.len()).unwrap_or(1)
 }
 
-fn failed_start(error: &HostError) -> Event {
-    // Some causes bring their own prefix.
-    let own = ["CannotStartContainerError", "ResourceInitializationError"];
-    let reason = match own.iter().any(|prefix| error.0.starts_with(prefix)) {
+pub(super) fn failed_start(error: &HostError) -> Event {
+    let reason = match is_own(error) {
         true => error.0.clone(),
         false => format!("ResourceInitializationError: {error}"),
     };
     Event::Failed { reason }
 }
 
-fn to_host_error(error: StoreError) -> HostError {
+/// Some causes bring their own prefix.
+fn is_own(error: &HostError) -> bool {
+    let own = [
+        "CannotStartContainerError",
+        "ResourceInitializationError",
+        "CannotCreateVolumeError",
+    ];
+    own.iter().any(|prefix| error.0.starts_with(prefix))
+}
+
+pub(super) fn to_host_error(error: StoreError) -> HostError {
     HostError(error.to_string())
 }

@@ -68,6 +68,8 @@ pub(crate) fn task(containers: usize) -> Task {
         stopped_at: None,
         pauses: Pauses::default(),
         ended_at_heartbeat: false,
+        protected_until: None,
+        volume: None,
         id,
     }
 }
@@ -93,6 +95,7 @@ fn events() -> impl Strategy<Value = Event> {
         2 => Just(Event::PauseRequested),
         2 => Just(Event::ResumeRequested),
         1 => Just(Event::PauseFailed),
+        1 => proptest::option::of(0..5_000u64).prop_map(|until| Event::ProtectionSet { until: until.map(Timestamp) }),
         2 => Just(Event::Released),
     ]
 }

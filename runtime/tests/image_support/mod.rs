@@ -59,6 +59,7 @@ pub(crate) fn store(dir: &Path, insecure: &[&str]) -> ImageStore {
         ImageOptions {
             insecure_registries,
             max_compressed_bytes: 1 << 30,
+            ..ImageOptions::default()
         },
     )
     .unwrap()
@@ -214,6 +215,12 @@ pub(crate) fn layout_for(
         manifest: digest,
         layers: digests,
     }
+}
+
+/// The images of a store.
+pub(crate) async fn list(store: &ImageStore) -> Vec<Image> {
+    let stored = store.list().await.unwrap().into_iter();
+    stored.map(|stored| stored.image).collect()
 }
 
 /// A small image, different for each text.
@@ -377,6 +384,24 @@ pub(crate) fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
         body.len()
     );
     [head.as_bytes(), body].concat()
+}
+
+/// The documents and blobs of a layout, as a registry would give them; `None` for what is not there.
+pub(crate) fn serve(layout: &Layout, head: &str) -> Option<Vec<u8>> {
+    let path = head.split(' ').nth(1)?;
+    let manifest = path.contains("/manifests/");
+    let hex = if path.ends_with("/v1") {
+        layout.manifest.hex()
+    } else {
+        path.rsplit_once(':')?.1.to_owned()
+    };
+    let body = std::fs::read(layout.dir.join("blobs/sha256").join(hex)).ok()?;
+    let kind = if manifest {
+        "application/vnd.oci.image.manifest.v1+json"
+    } else {
+        "application/octet-stream"
+    };
+    Some(answer("200 OK", &format!("Content-Type: {kind}\r\n"), &body))
 }
 
 /// What can be seen of one entry of a tree.

@@ -5,6 +5,7 @@ mod get;
 mod http;
 mod packet;
 mod spoof;
+mod tree;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ const USAGE: &str = "\
 usage: webserver                                   serve HTTP, and UDP to be listed, on $PORT (80)
        webserver get IP:PORT PATH                  write what a web server answers
        webserver eat MIB                           touch so much memory, and say so
+       webserver tree FOLDER                      what is in it, with all that an image can say of it
        webserver spoof INTERFACE SOURCE_MAC SOURCE_IP TARGET_MAC TARGET_IP PORT TEXT
                                                    send TEXT in five hand-made UDP frames";
 
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         [] => http::serve(),
         ["get", address, path] => get::get(address, path),
         ["eat", mib] => eat(mib),
+        ["tree", root] => tree::show(root),
         ["spoof", rest @ ..] => spoof::spoof(rest),
         _ => Err(USAGE.into()),
     };

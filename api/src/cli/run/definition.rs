@@ -16,6 +16,9 @@ const MAX_NAME: usize = 200;
 /// ECS wants a role of a definition with secrets. Nobody is asked for it here: the daemon looks them up itself.
 const EXECUTION_ROLE: &str = "arn:aws:iam::000000000000:role/berth-run";
 
+/// What the definition calls the task's volume.
+const VOLUME: &str = "volume";
+
 #[derive(Args)]
 pub(super) struct DefinitionArgs {
     /// CPU units (1024 are one vCPU), or vCPUs: 256, 512, 1024 …, or "1 vCPU"
@@ -33,6 +36,9 @@ pub(super) struct DefinitionArgs {
     /// An environment variable whose value is a parameter or a secret, named or by its ARN, as in `valueFrom` of ECS
     #[arg(long = "secret", value_name = "NAME=FROM")]
     secrets: Vec<String>,
+    /// A volume, named or by its id, and where it is mounted; what is there stays when the task has gone
+    #[arg(long, value_name = "VOLUME:PATH[:ro]")]
+    volume: Option<String>,
     /// The task definition's family; made from the image's name if not given
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -57,6 +63,10 @@ pub(super) enum DefinitionError {
         "the secret {0:?} is not of the form NAME=FROM; write for example --secret DB_PASSWORD=/web/db-password"
     )]
     Secret(String),
+    #[error(
+        "the volume {0:?} is not of the form VOLUME:PATH or VOLUME:PATH:ro; write for example --volume db:/data"
+    )]
+    Volume(String),
     #[error("the environment variable {0} is not set here; write -e {0}=VALUE")]
     NotSet(String),
     #[error("RegisterTaskDefinition answered without an ARN; is the daemon of another version?")]
@@ -102,6 +112,10 @@ impl DefinitionArgs {
         if !secrets.is_empty() {
             container["secrets"] = json!(secrets);
         }
+        if let Some((_, path, read_only)) = self.mount()? {
+            container["mountPoints"] =
+                json!([{"sourceVolume": VOLUME, "containerPath": path, "readOnly": read_only}]);
+        }
         let mut definition = json!({
             "family": family,
             "networkMode": "awsvpc",
@@ -110,10 +124,38 @@ impl DefinitionArgs {
             "memory": self.memory,
             "containerDefinitions": [container],
         });
+        // Which volume that is, each task says.
+        if self.volume.is_some() {
+            definition["volumes"] = json!([{"name": VOLUME, "configuredAtLaunch": true}]);
+        }
         if !self.secrets.is_empty() {
             definition["executionRoleArn"] = json!(EXECUTION_ROLE);
         }
         Ok(definition)
+    }
+
+    /// `volumeConfigurations` of the task; null without a volume.
+    pub(super) fn volume_configurations(&self) -> Result<Value, DefinitionError> {
+        let configuration = self.mount()?.map(|(volume, ..)| {
+            json!([{"name": VOLUME, "managedEBSVolume": {"snapshotId": volume, "roleArn": EXECUTION_ROLE}}])
+        });
+        Ok(configuration.unwrap_or(Value::Null))
+    }
+
+    /// The volume, where it is mounted, and whether it is read-only there.
+    fn mount(&self) -> Result<Option<(&str, &str, bool)>, DefinitionError> {
+        let Some(given) = &self.volume else {
+            return Ok(None);
+        };
+        let (volume, path) = given.split_once(':').unwrap_or_default();
+        let (path, read_only) = match path.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (path, false),
+        };
+        if volume.is_empty() || !path.starts_with('/') || path.contains(':') {
+            return Err(DefinitionError::Volume(given.clone()));
+        }
+        Ok(Some((volume, path, read_only)))
     }
 
     fn secrets(&self) -> Result<Vec<Value>, DefinitionError> {
@@ -270,6 +312,29 @@ mod tests {
         for bad in ["A", "=x", "A="] {
             let refused = parse(&["--secret", bad, "i"]).definition("f");
             assert!(matches!(refused, Err(DefinitionError::Secret(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_mounted_by_the_definition_and_named_by_the_task() {
+        let args = parse(&["--volume", "db:/data:ro", "i"]);
+        let definition = args.definition("f").unwrap();
+        assert_eq!(
+            definition["volumes"],
+            json!([{"name": "volume", "configuredAtLaunch": true}])
+        );
+        assert_eq!(
+            definition["containerDefinitions"][0]["mountPoints"],
+            json!([{"sourceVolume": "volume", "containerPath": "/data", "readOnly": true}])
+        );
+        let other = parse(&["--volume", "other:/data:ro", "i"]);
+        assert_eq!(other.definition("f").unwrap(), definition);
+        let configurations = other.volume_configurations().unwrap();
+        assert_eq!(configurations[0]["managedEBSVolume"]["snapshotId"], "other");
+        assert!(parse(&["i"]).volume_configurations().unwrap().is_null());
+        for bad in ["db", "db:", ":/x", "db:x", "db:/a:rw", "db:/a:b:ro"] {
+            let refused = parse(&["--volume", bad, "i"]).definition("f");
+            assert!(matches!(refused, Err(DefinitionError::Volume(_))), "{bad}");
         }
     }
 

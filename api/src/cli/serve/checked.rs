@@ -1,5 +1,7 @@
 //! Values of `berth serve`'s options, checked before anything is done with them.
 
+use std::num::NonZeroU64;
+
 /// Longest prefix that leaves room for the rest of an interface's or a namespace's name.
 const MAX_PREFIX: usize = 8;
 
@@ -42,6 +44,28 @@ pub(super) fn registry(text: &str) -> Result<String, &'static str> {
     }
 }
 
+/// A whole number of bytes, or of `KiB`, `MiB`, `GiB` or `TiB`.
+pub(super) fn size(text: &str) -> Result<u64, &'static str> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+    let (digits, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
+        .unwrap_or((text, 0));
+    let whole = digits.bytes().all(|b| b.is_ascii_digit());
+    let count = digits.parse::<u64>().ok().filter(|_| whole);
+    count
+        .and_then(|count| count.checked_mul(1 << shift))
+        .ok_or("a size is a whole number of bytes, KiB, MiB, GiB or TiB, such as 50GiB")
+}
+
+/// Slower than this, and a registry would give up on the reader.
+const MIN_RATE: u64 = 64 << 10;
+
+pub(super) fn rate(text: &str) -> Result<NonZeroU64, &'static str> {
+    let rate = NonZeroU64::new(size(text)?).filter(|rate| rate.get() >= MIN_RATE);
+    rate.ok_or("a rate is at least 64KiB a second")
+}
+
 pub(super) fn host_prefix(text: &str) -> Result<String, &'static str> {
     let good = (1..=MAX_PREFIX).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -67,6 +91,9 @@ mod tests {
                 .all(|text| registry(text).is_ok())
         );
         assert!(host_prefix("berth2").is_ok());
+        assert_eq!(size("50GiB"), Ok(50 << 30));
+        assert_eq!(size("0"), Ok(0));
+        assert_eq!(rate("64KiB").map(NonZeroU64::get), Ok(65536));
     }
 
     #[test]
@@ -86,6 +113,12 @@ mod tests {
                 .into_iter()
                 .all(|text| registry(text).is_err())
         );
+        assert!(
+            ["", "GiB", "-1", "+1", "1.5GiB", "50GB", "99999999TiB", "5 GiB"]
+                .into_iter()
+                .all(|text| size(text).is_err())
+        );
+        assert!(["0", "63KiB", "x"].into_iter().all(|text| rate(text).is_err()));
         assert!(
             ["", "B", "-x", "a/b", "a-b", "abcdefghi"]
                 .into_iter()

@@ -1,11 +1,11 @@
 //! Whether one container of a task definition can be registered. Pure.
 
 use super::validate::{not_on_fargate, refuse, unsupported, unsupported_value};
-use super::{log_driver, relations, secrets};
-use crate::arn::is_name;
+use super::{limits, log_driver, relations, repository, secrets};
+use crate::arn::{MAX_NAME_CHARS, is_name};
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{
-    ContainerShape, KeyValue, LinuxParameters, PortMappingShape, RegisterTaskDefinition, UlimitShape,
+    ContainerShape, KeyValue, LinuxParameters, PortMappingShape, RegisterTaskDefinition,
 };
 
 /// Linux capabilities that a container has by default or that can be named to be dropped.
@@ -50,9 +50,11 @@ const CAPABILITIES: &[&str] = &[
     "WAKE_ALARM",
 ];
 /// Least memory of a container, in MiB.
-const MIN_MEMORY_MIB: i32 = 6;
-const MAX_OPEN_FILES: i32 = 1_048_576;
+pub(crate) const MIN_MEMORY_MIB: i32 = 6;
 const MAX_IMAGE_BYTES: usize = 1024;
+
+pub(crate) const NO_ENVIRONMENT_FILES: &str = "Berth does not support 'environmentFiles': there is no S3 here to read them \
+     from. Put the variables into 'environment', or into 'secrets' as parameters or keys of a secret.";
 
 /// What a container's rules look at beyond the container.
 pub(super) struct Task<'a> {
@@ -83,6 +85,7 @@ pub(super) fn errors(container: &ContainerShape, task: &Task<'_>, errors: &mut V
     let name = container.name.as_deref().unwrap_or_default();
     refused_on_fargate(container, errors);
     secrets::errors(container, task, errors);
+    repository::errors(container, task, errors);
     needs_of_others(container, task.input, errors);
     not_yet(container, errors);
     resources(container, name, task, errors);
@@ -90,7 +93,9 @@ pub(super) fn errors(container: &ContainerShape, task: &Task<'_>, errors: &mut V
     environment(container.environment.as_deref().unwrap_or_default(), errors);
     strings(container, errors);
     timeouts(container, errors);
-    ulimits(container.ulimits.as_deref().unwrap_or_default(), errors);
+    limits::ulimit_errors(container.ulimits.as_deref().unwrap_or_default(), errors);
+    let controls = container.system_controls.as_deref().unwrap_or_default();
+    limits::system_control_errors(controls, errors);
     if let Some(linux) = &container.linux_parameters {
         linux_parameters(linux, errors);
     }
@@ -135,16 +140,14 @@ fn needs_of_others(container: &ContainerShape, input: &RegisterTaskDefinition, e
 fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
     refuse(
         &[
-            ("repositoryCredentials", &container.repository_credentials),
-            ("environmentFiles", &container.environment_files),
-            ("systemControls", &container.system_controls),
             ("firelensConfiguration", &container.firelens_configuration),
             ("credentialSpecs", &container.credential_specs),
-            ("interactive", &container.interactive),
-            ("pseudoTerminal", &container.pseudo_terminal),
         ],
         errors,
     );
+    if !says_nothing(&container.environment_files) {
+        errors.push(NO_ENVIRONMENT_FILES.to_owned());
+    }
     if container
         .hostname
         .as_deref()
@@ -194,26 +197,7 @@ fn resources(container: &ContainerShape, name: &str, task: &Task<'_>, errors: &m
 
 fn ports(mappings: &[PortMappingShape], errors: &mut Vec<String>) {
     for mapping in mappings {
-        if mapping.container_port_range.is_some() {
-            errors.push(unsupported("containerPortRange"));
-            continue;
-        }
-        match mapping.container_port {
-            Some(1..=65535) => {}
-            None => errors.push("Container.portMappings.containerPort should not be null.".to_owned()),
-            Some(port) => errors.push(format!(
-                "Invalid 'containerPort' setting {port}: must be 1 to 65535."
-            )),
-        }
-        if mapping
-            .host_port
-            .is_some_and(|port| port != 0 && Some(port) != mapping.container_port)
-        {
-            errors.push(
-                "When networkMode=awsvpc, the host ports and container ports in port mappings must match."
-                    .to_owned(),
-            );
-        }
+        port_or_range(mapping, errors);
         if let Some(protocol) = mapping
             .protocol
             .as_deref()
@@ -232,6 +216,44 @@ fn ports(mappings: &[PortMappingShape], errors: &mut Vec<String>) {
                 "Invalid 'appProtocol' setting '{protocol}': must be http, http2 or grpc."
             ));
         }
+    }
+}
+
+fn port_or_range(mapping: &PortMappingShape, errors: &mut Vec<String>) {
+    if let Some(range) = &mapping.container_port_range {
+        let ports = range
+            .split_once('-')
+            .map(|(first, last)| (first.parse::<u16>(), last.parse::<u16>()));
+        match ports {
+            Some((Ok(first @ 1..), Ok(last))) if first <= last => {}
+            _ => errors.push(format!(
+                "Invalid 'containerPortRange' setting '{}': must be two ports from 1 to 65535, such as 8000-8010.",
+                range.chars().take(MAX_NAME_CHARS).collect::<String>()
+            )),
+        }
+        if mapping.container_port.is_some() || mapping.host_port.is_some() {
+            errors.push(
+                "A port mapping with a 'containerPortRange' must have neither 'containerPort' nor 'hostPort'."
+                    .to_owned(),
+            );
+        }
+        return;
+    }
+    match mapping.container_port {
+        Some(1..=65535) => {}
+        None => errors.push("Container.portMappings.containerPort should not be null.".to_owned()),
+        Some(port) => errors.push(format!(
+            "Invalid 'containerPort' setting {port}: must be 1 to 65535."
+        )),
+    }
+    if mapping
+        .host_port
+        .is_some_and(|port| port != 0 && Some(port) != mapping.container_port)
+    {
+        errors.push(
+            "When networkMode=awsvpc, the host ports and container ports in port mappings must match."
+                .to_owned(),
+        );
     }
 }
 
@@ -290,21 +312,6 @@ fn timeouts(container: &ContainerShape, errors: &mut Vec<String>) {
         .is_some_and(|timeout| !(2..=120).contains(&timeout))
     {
         errors.push("Container.startTimeout must be between 2 and 120 seconds.".to_owned());
-    }
-}
-
-fn ulimits(ulimits: &[UlimitShape], errors: &mut Vec<String>) {
-    for ulimit in ulimits {
-        let name = ulimit.name.as_deref().unwrap_or_default();
-        if name != "nofile" {
-            errors.push(unsupported_value("ulimits", name));
-        }
-        match (ulimit.soft_limit, ulimit.hard_limit) {
-            (Some(soft @ 0..), Some(hard @ ..=MAX_OPEN_FILES)) if soft <= hard => {}
-            _ => errors.push(format!(
-                "Invalid ulimit '{name}': softLimit must be 0 to hardLimit, and hardLimit at most {MAX_OPEN_FILES}."
-            )),
-        }
     }
 }
 

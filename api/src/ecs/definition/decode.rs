@@ -1,21 +1,17 @@
 //! From a validated RegisterTaskDefinition to the runtime's definition. Pure; the rules are in `validate.rs`.
 
-use berth_runtime::model::definition::{
-    ContainerDefinition, DefinitionSpec, LogConfiguration, PortMapping, Ulimit,
-};
+use berth_runtime::model::definition::{ContainerDefinition, DefinitionSpec, LogConfiguration, PortMapping};
 
 use super::size::{parse_cpu, parse_memory};
-use super::{relations, secrets, validate};
-use crate::ecs::shapes::{
-    ContainerShape, LogConfigurationShape, PortMappingShape, RegisterTaskDefinition, UlimitShape,
-};
+use super::{flaws, limits, relations, repository, secrets, validate};
+use crate::ecs::shapes::{ContainerShape, LogConfigurationShape, PortMappingShape, RegisterTaskDefinition};
 use crate::ecs::values::{name_values, unsigned};
 use crate::error::ApiError;
 
-/// The definition, or the first thing that is wrong with it.
+/// The definition, or everything that is wrong with it.
 pub(crate) fn spec(input: &RegisterTaskDefinition, region: &str) -> Result<DefinitionSpec, ApiError> {
-    if let Some(first) = validate::errors(input, region).into_iter().next() {
-        return Err(ApiError::Client(first));
+    if let Some(message) = flaws::message(&validate::flaws(input, region)) {
+        return Err(ApiError::Client(message));
     }
     let size = |text: &Option<String>, parse: fn(&str) -> Option<u32>| {
         text.as_deref()
@@ -51,6 +47,9 @@ pub(crate) fn spec(input: &RegisterTaskDefinition, region: &str) -> Result<Defin
             .flatten()
             .map(|volume| volume.name.clone().unwrap_or_default())
             .collect(),
+        launch_volume: relations::launch_volume(input.volumes.as_deref().unwrap_or_default())
+            .map(str::to_owned),
+        share_pids: input.pid_mode.as_deref() == Some("task"),
     })
 }
 
@@ -60,6 +59,7 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
     Ok(ContainerDefinition {
         name: input.name.clone().unwrap_or_default(),
         image: input.image.clone().unwrap_or_default(),
+        repository_credentials: repository::credentials(input).map_err(ApiError::Client)?,
         essential: input.essential.unwrap_or(true),
         cpu: unsigned("cpu", input.cpu)?.unwrap_or(0),
         memory_mib: unsigned("memory", input.memory)?,
@@ -83,12 +83,7 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
             .collect::<Result<_, _>>()?,
         stop_timeout_s: unsigned("stopTimeout", input.stop_timeout)?,
         start_timeout_s: unsigned("startTimeout", input.start_timeout)?,
-        ulimits: input
-            .ulimits
-            .iter()
-            .flatten()
-            .map(ulimit)
-            .collect::<Result<_, _>>()?,
+        ulimits: input.ulimits.iter().flatten().map(limits::ulimit).collect(),
         init_process_enabled: linux.init_process_enabled,
         capabilities_add: capabilities.add.unwrap_or_default(),
         capabilities_drop: capabilities.drop.unwrap_or_default(),
@@ -108,6 +103,14 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
         mount_points: relations::mount_points(input),
         volumes_from: relations::volumes_from(input),
         tmpfs: relations::tmpfs(linux.tmpfs.as_deref().unwrap_or_default())?,
+        system_controls: input
+            .system_controls
+            .iter()
+            .flatten()
+            .map(limits::system_control)
+            .collect(),
+        interactive: input.interactive,
+        pseudo_terminal: input.pseudo_terminal,
     })
 }
 
@@ -116,18 +119,11 @@ fn port(input: &PortMappingShape) -> Result<PortMapping, ApiError> {
     Ok(PortMapping {
         container_port,
         // With awsvpc they are the same, and AWS fills the one from the other.
-        host_port: Some(container_port),
+        host_port: input.container_port_range.is_none().then_some(container_port),
+        container_port_range: input.container_port_range.clone(),
         protocol: input.protocol.clone().unwrap_or_else(|| "tcp".to_owned()),
         name: input.name.clone(),
         app_protocol: input.app_protocol.clone(),
-    })
-}
-
-fn ulimit(input: &UlimitShape) -> Result<Ulimit, ApiError> {
-    Ok(Ulimit {
-        name: input.name.clone().unwrap_or_default(),
-        soft: unsigned("softLimit", input.soft_limit)?.unwrap_or(0),
-        hard: unsigned("hardLimit", input.hard_limit)?.unwrap_or(0),
     })
 }
 

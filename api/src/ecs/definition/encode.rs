@@ -4,7 +4,7 @@ use berth_runtime::model::definition::{ContainerDefinition, DefinitionStatus, Po
 use berth_runtime::model::secret::SecretSource;
 use serde_json::{Map, Value, json};
 
-use super::relations;
+use super::{limits, relations};
 use crate::arn::Owner;
 use crate::ecs::values::{name_values_json, put, seconds};
 
@@ -27,12 +27,13 @@ pub(crate) fn definition(owner: &Owner, definition: &TaskDefinition) -> Value {
     put(&mut shape, "cpu", Some(spec.cpu_units.to_string()));
     put(&mut shape, "memory", Some(spec.memory_mib.to_string()));
     put(&mut shape, "networkMode", spec.network_mode.as_ref());
+    put(&mut shape, "pidMode", spec.share_pids.then_some("task"));
     put(&mut shape, "taskRoleArn", spec.task_role_arn.as_ref());
     put(&mut shape, "executionRoleArn", spec.execution_role_arn.as_ref());
-    let volumes = spec
-        .volumes
-        .iter()
-        .map(|name| json!({ "name": name, "host": {} }));
+    let volumes = spec.volumes.iter().map(|name| match &spec.launch_volume {
+        Some(at_launch) if at_launch == name => json!({ "name": name, "configuredAtLaunch": true }),
+        _ => json!({ "name": name, "host": {} }),
+    });
     put(&mut shape, "volumes", Some(volumes.collect::<Vec<_>>()));
     put(&mut shape, "placementConstraints", Some(json!([])));
     put(
@@ -112,6 +113,10 @@ fn required_attributes(definition: &TaskDefinition) -> Value {
     let of_asm = sources
         .iter()
         .any(|source| matches!(source, SecretSource::Secret { .. }));
+    let private = spec
+        .containers
+        .iter()
+        .any(|container| container.repository_credentials.is_some());
     let wanted = [
         ("com.amazonaws.ecs.capability.docker-remote-api.1.18", true),
         ("com.amazonaws.ecs.capability.docker-remote-api.1.19", logs),
@@ -121,6 +126,11 @@ fn required_attributes(definition: &TaskDefinition) -> Value {
             spec.task_role_arn.is_some(),
         ),
         ("ecs.capability.execution-role-awslogs", logs),
+        (
+            "ecs.capability.private-registry-authentication.secretsmanager",
+            private,
+        ),
+        ("ecs.capability.pid-ipc-namespace-sharing", spec.share_pids),
         ("ecs.capability.secrets.asm.environment-variables", of_asm),
         ("ecs.capability.secrets.ssm.environment-variables", of_ssm),
         ("ecs.capability.task-eni", true),
@@ -136,6 +146,9 @@ fn container(container: &ContainerDefinition) -> Value {
     let mut shape = Map::new();
     put(&mut shape, "name", Some(&container.name));
     put(&mut shape, "image", Some(&container.image));
+    let credentials = container.repository_credentials.as_ref();
+    let credentials = credentials.map(|it| json!({ "credentialsParameter": it.parameter }));
+    put(&mut shape, "repositoryCredentials", credentials);
     put(&mut shape, "cpu", Some(container.cpu));
     put(&mut shape, "memory", container.memory_mib);
     put(&mut shape, "memoryReservation", container.memory_reservation_mib);
@@ -155,7 +168,13 @@ fn container(container: &ContainerDefinition) -> Value {
         (!container.secrets.is_empty()).then(|| secrets.collect::<Vec<_>>()),
     );
     relations::encode(container, &mut shape);
-    put(&mut shape, "systemControls", Some(json!([])));
+    put(
+        &mut shape,
+        "systemControls",
+        Some(limits::encode_system_controls(container)),
+    );
+    put(&mut shape, "interactive", container.interactive);
+    put(&mut shape, "pseudoTerminal", container.pseudo_terminal);
     put(
         &mut shape,
         "workingDirectory",
@@ -174,13 +193,7 @@ fn container(container: &ContainerDefinition) -> Value {
     );
     put(&mut shape, "startTimeout", container.start_timeout_s);
     put(&mut shape, "stopTimeout", container.stop_timeout_s);
-    if !container.ulimits.is_empty() {
-        let ulimits = container
-            .ulimits
-            .iter()
-            .map(|limit| json!({ "name": limit.name, "softLimit": limit.soft, "hardLimit": limit.hard }));
-        put(&mut shape, "ulimits", Some(ulimits.collect::<Vec<_>>()));
-    }
+    put(&mut shape, "ulimits", limits::encode_ulimits(container));
     put(&mut shape, "linuxParameters", linux_parameters(container));
     put(
         &mut shape,
@@ -206,7 +219,13 @@ fn linux_parameters(container: &ContainerDefinition) -> Option<Value> {
 
 fn port(mapping: &PortMapping) -> Value {
     let mut shape = Map::new();
-    put(&mut shape, "containerPort", Some(mapping.container_port));
+    let range = mapping.container_port_range.as_ref();
+    put(
+        &mut shape,
+        "containerPort",
+        range.is_none().then_some(mapping.container_port),
+    );
+    put(&mut shape, "containerPortRange", range);
     put(&mut shape, "hostPort", mapping.host_port);
     put(&mut shape, "protocol", Some(&mapping.protocol));
     put(&mut shape, "name", mapping.name.as_ref());

@@ -1,10 +1,12 @@
 //! Whether a container's log configuration can be registered. Pure.
 
+use berth_runtime::model::definition::byte_size;
+
 use super::container::Task;
 use super::validate::{refuse, unsupported, unsupported_value};
 use crate::ecs::shapes::LogConfigurationShape;
 
-/// Options of the awslogs driver that change nothing here or are honoured.
+/// Options of the awslogs driver that are honoured.
 const LOG_OPTIONS: [&str; 6] = [
     "awslogs-create-group",
     "awslogs-group",
@@ -73,6 +75,21 @@ pub(super) fn errors(log: &LogConfigurationShape, task: &Task<'_>, errors: &mut 
     }
     if option("awslogs-stream-prefix").is_some_and(|prefix| !crate::logs::is_stream_name(prefix)) {
         errors.push("Invalid 'awslogs-stream-prefix': it must not contain ':' or '*'.".to_owned());
+    }
+    if let Some(mode) = option("mode").filter(|mode| !matches!(mode.as_str(), "blocking" | "non-blocking")) {
+        errors.push(format!(
+            "Invalid 'mode' of the log driver: '{mode}' is neither blocking nor non-blocking."
+        ));
+    }
+    if let Some(size) =
+        option("max-buffer-size").filter(|size| byte_size(size).is_none_or(|bytes| bytes == 0))
+    {
+        errors.push(format!(
+            "Invalid 'max-buffer-size': '{size}' is not a size such as 512k, 10m or 1g."
+        ));
+    }
+    if option("awslogs-create-group").is_some_and(|it| !matches!(it.as_str(), "true" | "false")) {
+        errors.push("Invalid 'awslogs-create-group': it must be true or false.".to_owned());
     }
     for name in log.options.iter().flat_map(|options| options.keys()) {
         if !LOG_OPTIONS.contains(&name.as_str()) {

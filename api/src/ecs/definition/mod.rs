@@ -3,15 +3,18 @@
 mod container;
 mod decode;
 pub(crate) mod encode;
+pub(crate) mod flaws;
+mod limits;
 mod log_driver;
 mod relations;
+mod repository;
 mod secrets;
 pub(crate) mod size;
 #[cfg(test)]
 mod tests;
 pub(crate) mod validate;
 
-pub(crate) use container::environment as environment_errors;
+pub(crate) use container::{MIN_MEMORY_MIB, NO_ENVIRONMENT_FILES, environment as environment_errors};
 
 use std::collections::BTreeMap;
 
@@ -40,6 +43,7 @@ pub(super) async fn register(
     }
     let spec = decode::spec(&input, &app.owner.region)?;
     secrets::check_account(&spec, &app.owner)?;
+    repository::check_account(&spec, &app.owner)?;
     let tags = tags(input.tags.as_deref())?;
     let family = input.family.unwrap_or_default();
     let registered = app.runtime.register(&family, spec, tags, &app.owner.root()).await;

@@ -183,6 +183,12 @@ fn restart_policy_errors(policy: &shapes::RestartPolicy, errors: &mut Vec<String
 }
 
 pub(super) fn volume_errors(volumes: &[shapes::Volume], errors: &mut Vec<String>) {
+    let at_launch = volumes
+        .iter()
+        .filter(|volume| volume.configured_at_launch == Some(true));
+    if at_launch.count() > 1 {
+        errors.push("Only one volume of a task definition can have 'configuredAtLaunch'.".to_owned());
+    }
     let mut names = BTreeSet::new();
     for volume in volumes {
         let name = volume.name.as_deref().unwrap_or_default();
@@ -197,15 +203,23 @@ pub(super) fn volume_errors(volumes: &[shapes::Volume], errors: &mut Vec<String>
         refuse(
             &[
                 ("efsVolumeConfiguration", &volume.efs_volume_configuration),
+                ("s3filesVolumeConfiguration", &volume.s3files_volume_configuration),
                 (
                     "fsxWindowsFileServerVolumeConfiguration",
                     &volume.fsx_windows_file_server_volume_configuration,
                 ),
-                ("configuredAtLaunch", &volume.configured_at_launch),
             ],
             errors,
         );
     }
+}
+
+/// The one volume that a task can say more of.
+pub(super) fn launch_volume(volumes: &[shapes::Volume]) -> Option<&str> {
+    let mut at_launch = volumes
+        .iter()
+        .filter(|volume| volume.configured_at_launch == Some(true));
+    at_launch.next()?.name.as_deref()
 }
 
 pub(super) fn tmpfs_errors(all: &[TmpfsShape], errors: &mut Vec<String>) {

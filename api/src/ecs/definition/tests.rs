@@ -1,13 +1,16 @@
 //! Task definitions: what is refused, with which words, and that what is taken is shown again as it was.
 
+mod members;
+mod repository;
 mod secrets;
+mod volumes;
 
 use berth_runtime::model::Timestamp;
 use berth_runtime::model::definition::{DefinitionId, DefinitionStatus, TaskDefinition};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::validate::errors;
+use super::validate::flaws;
 use super::*;
 use crate::arn::Owner;
 use crate::ecs::shapes::RegisterTaskDefinition;
@@ -41,6 +44,10 @@ fn parse(input: &Value) -> RegisterTaskDefinition {
     crate::decode::shape(input.to_string().as_bytes()).unwrap()
 }
 
+fn errors(input: &RegisterTaskDefinition, region: &str) -> Vec<String> {
+    flaws(input, region).into_iter().map(|flaw| flaw.text).collect()
+}
+
 /// What the caller is told first.
 fn refusal(input: &Value) -> String {
     errors(&parse(input), REGION)
@@ -52,6 +59,23 @@ fn refusal(input: &Value) -> String {
 #[test]
 fn a_minimal_definition_is_taken() {
     assert_eq!(errors(&parse(&minimal()), REGION), Vec::<String>::new());
+}
+
+#[test]
+fn the_options_of_a_log_driver_are_checked() {
+    let options = json!({ "mode": "drop", "max-buffer-size": "1.5m", "awslogs-create-group": "yes" });
+    let log = json!({ "logDriver": "awslogs", "options": options });
+    let found = errors(&parse(&in_container("logConfiguration", log)), REGION);
+    for expected in [
+        "Invalid 'mode' of the log driver: 'drop' is neither blocking nor non-blocking.",
+        "Invalid 'max-buffer-size': '1.5m' is not a size such as 512k, 10m or 1g.",
+        "Invalid 'awslogs-create-group': it must be true or false.",
+    ] {
+        assert!(
+            found.iter().any(|error| error == expected),
+            "{expected}: {found:?}"
+        );
+    }
 }
 
 #[test]
@@ -216,6 +240,100 @@ fn the_texts_that_tools_match_on_are_exact() {
 }
 
 #[test]
+fn everything_that_is_wrong_is_told_at_once_and_awss_first_error_leads() {
+    let mut input = minimal();
+    input["cpu"] = json!("300");
+    input["containerDefinitions"] = json!([
+        { "name": "app", "image": "busybox", "stopTimeout": 1, "ulimits": [{ "name": "as", "softLimit": 1, "hardLimit": 1 }] },
+        { "name": "no name", "image": "busybox", "environmentFiles": [{ "type": "s3", "value": "arn:aws:s3:::b/f" }] },
+        { "name": "db", "image": "busybox", "dependsOn": [{ "containerName": "nobody", "condition": "START" }] },
+    ]);
+    let message = decode::spec(&parse(&input), REGION).unwrap_err().to_string();
+    let lines: Vec<&str> = message.lines().collect();
+    let expected = [
+        "Container.name contains invalid characters.",
+        "Also: No Fargate configuration exists for given values: 300 CPU, 512 memory.",
+        "Also, container 'app': Container.stopTimeout must be at least 2 seconds.",
+        "Also, container 'app': Invalid 'ulimits' name 'as': must be one of core, cpu, ",
+        "Also, container number 2: Berth does not support 'environmentFiles': there is no S3 here",
+        "Also, container 'db': Cannot depend on container + 'nobody' because it does not exist",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{message}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}: {expected}");
+    }
+}
+
+#[test]
+fn limits_and_kernel_parameters_that_make_no_sense_are_refused_by_name() {
+    let ulimit = |name: &str, soft: i32, hard: i32| {
+        in_container(
+            "ulimits",
+            json!([{ "name": name, "softLimit": soft, "hardLimit": hard }]),
+        )
+    };
+    let control = |namespace: &str, value: &str| {
+        in_container(
+            "systemControls",
+            json!([{ "namespace": namespace, "value": value }]),
+        )
+    };
+    let cases = [
+        (
+            ulimit("nofile", 1, -1),
+            "Invalid ulimit 'nofile': hardLimit must be 0 to 1048576.",
+        ),
+        (
+            ulimit("core", -1, 5),
+            "Invalid ulimit 'core': softLimit must be 0 to hardLimit",
+        ),
+        (ulimit("as", 1, 1), "Invalid 'ulimits' name 'as'"),
+        (
+            in_container("ulimits", json!([{ "name": "cpu" }])),
+            "Invalid ulimit 'cpu': softLimit and hardLimit should not be null.",
+        ),
+        (
+            in_container("portMappings", json!([{ "containerPortRange": "90-80" }])),
+            "Invalid 'containerPortRange' setting '90-80'",
+        ),
+        (
+            in_container("portMappings", json!([{ "containerPortRange": "0-80" }])),
+            "Invalid 'containerPortRange' setting '0-80'",
+        ),
+        (
+            in_container(
+                "portMappings",
+                json!([{ "containerPortRange": "80-90", "containerPort": 80 }]),
+            ),
+            "A port mapping with a 'containerPortRange' must have neither",
+        ),
+        (
+            control("kernel.panic", "1"),
+            "Invalid 'namespace' setting 'kernel.panic' in 'systemControls'",
+        ),
+        (
+            control("net.ipv4.ip_forward", "1\n2"),
+            "Invalid 'value' setting of 'net.ipv4.ip_forward' in 'systemControls'",
+        ),
+        (
+            with("/proxyConfiguration", json!({ "containerName": "envoy" })),
+            "Berth does not support 'proxyConfiguration'",
+        ),
+    ];
+    for (input, expected) in cases {
+        assert!(
+            refusal(&input).starts_with(expected),
+            "{input}: {}",
+            refusal(&input)
+        );
+    }
+    assert_eq!(
+        errors(&parse(&ulimit("memlock", -1, -1)), REGION),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn names_and_images_are_checked_before_sizes() {
     let mut input = in_container("image", Value::Null);
     input["cpu"] = json!("1");
@@ -250,7 +368,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "/volumes",
             json!([{ "name": "v", "efsVolumeConfiguration": { "fileSystemId": "fs-1" } }]),
         ),
-        with("/pidMode", json!("task")),
         with("/proxyConfiguration", json!({ "containerName": "x" })),
         with("/runtimePlatform", json!({ "cpuArchitecture": "ARM64" })),
         with(
@@ -258,22 +375,12 @@ fn what_is_not_there_yet_is_refused_by_name() {
             json!({ "operatingSystemFamily": "WINDOWS_SERVER_2022_CORE" }),
         ),
         in_container("environmentFiles", json!([{ "type": "s3", "value": "x" }])),
-        in_container("repositoryCredentials", json!({ "credentialsParameter": "x" })),
-        in_container(
-            "systemControls",
-            json!([{ "namespace": "net.core.somaxconn", "value": "1" }]),
-        ),
         in_container("firelensConfiguration", json!({ "type": "fluentbit" })),
         in_container(
             "linuxParameters",
             json!({ "tmpfs": [{ "containerPath": "/x", "size": 1, "mountOptions": ["dev"] }] }),
         ),
-        in_container(
-            "ulimits",
-            json!([{ "name": "nproc", "softLimit": 1, "hardLimit": 1 }]),
-        ),
         in_container("logConfiguration", json!({ "logDriver": "splunk" })),
-        in_container("pseudoTerminal", json!(true)),
         in_container("hostname", json!("x")),
     ];
     for input in cases {
@@ -288,7 +395,8 @@ fn what_is_not_there_yet_is_refused_by_name() {
 /// Four containers, one of everything that they can say of each other.
 fn related() -> Value {
     let mut input = minimal();
-    input["volumes"] = json!([{ "name": "shared", "host": {} }]);
+    input["volumes"] =
+        json!([{ "name": "shared", "host": {} }, { "name": "lasting", "configuredAtLaunch": true }]);
     input["containerDefinitions"] = json!([
         { "name": "migrate", "image": "busybox", "essential": false,
           "mountPoints": [{ "sourceVolume": "shared", "containerPath": "/data/", "readOnly": false }] },
@@ -472,6 +580,7 @@ fn full() -> Value {
         "requiresCompatibilities": ["FARGATE"],
         "cpu": "1024",
         "memory": "2048",
+        "pidMode": "task",
         "taskRoleArn": "arn:aws:iam::123456789012:role/task",
         "executionRoleArn": "arn:aws:iam::123456789012:role/execution",
         "ephemeralStorage": { "sizeInGiB": 30 },
@@ -489,10 +598,19 @@ fn full() -> Value {
             "workingDirectory": "/srv",
             "user": "1000:1000",
             "readonlyRootFilesystem": true,
-            "portMappings": [{ "containerPort": 80, "hostPort": 80, "protocol": "tcp", "name": "http", "appProtocol": "http" }],
+            "portMappings": [
+                { "containerPort": 80, "hostPort": 80, "protocol": "tcp", "name": "http", "appProtocol": "http" },
+                { "containerPortRange": "8000-8010", "protocol": "udp" },
+            ],
             "startTimeout": 30,
             "stopTimeout": 5,
-            "ulimits": [{ "name": "nofile", "softLimit": 1024, "hardLimit": 2048 }],
+            "ulimits": [
+                { "name": "nofile", "softLimit": 1024, "hardLimit": 2048 },
+                { "name": "memlock", "softLimit": 65536, "hardLimit": -1 },
+            ],
+            "systemControls": [{ "namespace": "net.core.somaxconn", "value": "1024" }],
+            "interactive": true,
+            "pseudoTerminal": true,
             "linuxParameters": { "initProcessEnabled": true, "capabilities": { "add": ["SYS_PTRACE"], "drop": ["ALL"] } },
             "dockerLabels": { "a": "b" },
             "secrets": [

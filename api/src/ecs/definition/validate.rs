@@ -5,18 +5,21 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::flaws::Flaw;
 use super::size::{exists, parse_cpu, parse_memory};
-use super::{container, relations};
+use super::{container, limits, relations};
 use crate::arn::{MAX_NAME_CHARS, is_name};
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{ContainerShape, EphemeralStorage, RegisterTaskDefinition};
 
 const MAX_CONTAINERS: usize = 10;
+const MAX_ROLE_BYTES: usize = 2048;
 const COMPATIBILITIES: [&str; 4] = ["EC2", "EXTERNAL", "FARGATE", "MANAGED_INSTANCES"];
 
 /// Everything that is wrong with a definition, in the order in which AWS would come upon it. The texts are AWS's
 /// wherever its clients match on them.
-pub(crate) fn errors(input: &RegisterTaskDefinition, region: &str) -> Vec<String> {
+pub(crate) fn flaws(input: &RegisterTaskDefinition, region: &str) -> Vec<Flaw> {
+    let mut flaws = Vec::new();
     let mut errors = Vec::new();
     let containers = input.container_definitions.as_deref().unwrap_or_default();
     family(input.family.as_deref().unwrap_or_default(), &mut errors);
@@ -28,25 +31,50 @@ pub(crate) fn errors(input: &RegisterTaskDefinition, region: &str) -> Vec<String
             "Task definition cannot have more than {MAX_CONTAINERS} containers."
         ));
         // What follows is said once for each container.
-        return errors;
+        return Flaw::all(errors);
     }
-    for container in containers {
+    flaws.extend(Flaw::all(std::mem::take(&mut errors)));
+    for (index, container) in containers.iter().enumerate() {
         container::name_and_image(container, &mut errors);
+        flaws.extend(of_container(index, container, &mut errors));
     }
     if input.network_mode.as_deref() != Some("awsvpc") {
         errors.push("Fargate only supports network mode ‘awsvpc’.".to_owned());
     }
     let size = size(input, &mut errors);
     compatibilities(input, &mut errors);
+    roles(
+        input.task_role_arn.as_deref(),
+        input.execution_role_arn.as_deref(),
+        &mut errors,
+    );
     ephemeral_storage(input.ephemeral_storage.as_ref(), &mut errors);
     task_level_members(input, &mut errors);
+    flaws.extend(Flaw::all(std::mem::take(&mut errors)));
 
     let task = container::Task { size, input, region };
-    for container in containers {
+    for (index, container) in containers.iter().enumerate() {
         container::errors(container, &task, &mut errors);
+        flaws.extend(of_container(index, container, &mut errors));
     }
     together(containers, size, &mut errors);
-    errors
+    flaws.extend(Flaw::all(errors));
+    flaws
+}
+
+/// Takes the errors that are one container's.
+fn of_container(index: usize, container: &ContainerShape, errors: &mut Vec<String>) -> Vec<Flaw> {
+    let of = match container.name.as_deref() {
+        Some(name) if is_name(name) => format!("container '{name}'"),
+        _ => format!("container number {}", index + 1),
+    };
+    let texts = std::mem::take(errors).into_iter();
+    texts
+        .map(|text| Flaw {
+            text,
+            of: Some(of.clone()),
+        })
+        .collect()
 }
 
 fn family(family: &str, errors: &mut Vec<String>) {
@@ -115,7 +143,8 @@ fn compatibilities(input: &RegisterTaskDefinition, errors: &mut Vec<String>) {
     for compatibility in input.requires_compatibilities.as_deref().unwrap_or_default() {
         if !COMPATIBILITIES.contains(&compatibility.as_str()) {
             errors.push(format!(
-                "Invalid compatibility '{compatibility}'. Must be one of {COMPATIBILITIES:?}."
+                "Invalid compatibility '{}' in 'requiresCompatibilities'. Must be one of {COMPATIBILITIES:?}.",
+                limits::shown(compatibility)
             ));
         }
     }
@@ -127,6 +156,18 @@ fn compatibilities(input: &RegisterTaskDefinition, errors: &mut Vec<String>) {
     match platform.cpu_architecture.as_deref() {
         None | Some("X86_64") => {}
         Some(other) => errors.push(unsupported_value("cpuArchitecture", other)),
+    }
+}
+
+/// A role is a name or an ARN; nobody here looks what it allows.
+pub(crate) fn roles(task: Option<&str>, execution: Option<&str>, errors: &mut Vec<String>) {
+    for (member, role) in [("taskRoleArn", task), ("executionRoleArn", execution)] {
+        let role = role.unwrap_or_default();
+        if role.len() > MAX_ROLE_BYTES || !role.bytes().all(|byte| byte.is_ascii_graphic()) {
+            errors.push(format!(
+                "Invalid '{member}' setting: must have at most {MAX_ROLE_BYTES} printable characters and no space."
+            ));
+        }
     }
 }
 
@@ -147,8 +188,7 @@ fn task_level_members(input: &RegisterTaskDefinition, errors: &mut Vec<String>) 
         errors.push(not_on_fargate("ipcMode"));
     }
     match input.pid_mode.as_deref() {
-        None => {}
-        Some("task") => errors.push(unsupported("pidMode")),
+        None | Some("task") => {}
         Some(other) => errors.push(format!(
             "Tasks using the Fargate launch type do not support pidMode '{other}'. The supported value for pidMode \
              is 'task'."
@@ -170,11 +210,21 @@ fn task_level_members(input: &RegisterTaskDefinition, errors: &mut Vec<String>) 
         errors.push(not_on_fargate("dockerVolumeConfiguration"));
     }
     relations::volume_errors(volumes, errors);
+    if !says_nothing(&input.proxy_configuration) {
+        errors.push(
+            "Berth does not support 'proxyConfiguration': there is no App Mesh here. Leave it out; a proxy can run as a \
+             container of the task."
+                .to_owned(),
+        );
+    }
     refuse(
         &[
-            ("proxyConfiguration", &input.proxy_configuration),
             ("inferenceAccelerators", &input.inference_accelerators),
             ("enableFaultInjection", &input.enable_fault_injection),
+            (
+                "trustedExecutionConfiguration",
+                &input.trusted_execution_configuration,
+            ),
         ],
         errors,
     );

@@ -6,6 +6,7 @@ use berth_runtime::model::task::{
     Container, ContainerOverride, ContainerStatus, DesiredStatus, Eni, HealthStatus, Overrides, Task,
     TaskStatus,
 };
+use berth_runtime::model::volume::TaskVolume;
 use serde_json::{Map, Value, json};
 
 use crate::arn::Owner;
@@ -26,7 +27,11 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
         "taskDefinitionArn",
         Some(owner.definition(&task.definition)),
     );
-    put(&mut shape, "attachments", Some([attachment(owner, task)]));
+    let attachments: Vec<Value> = [attachment(owner, task)]
+        .into_iter()
+        .chain(task.volume.as_ref().map(|volume| volume_attachment(task, volume)))
+        .collect();
+    put(&mut shape, "attachments", Some(attachments));
     put(&mut shape, "attributes", Some(attributes(task)));
     put(&mut shape, "availabilityZone", zones.get(&task.eni.subnet_id));
     put(
@@ -129,8 +134,35 @@ fn attachment(owner: &Owner, task: &Task) -> Value {
     json!({ "id": eni.attachment_id, "type": "ElasticNetworkInterface", "status": status, "details": details })
 }
 
+fn volume_attachment(task: &Task, volume: &TaskVolume) -> Value {
+    let status = match task.status {
+        TaskStatus::Provisioning => "ATTACHING",
+        TaskStatus::Stopped if volume.delete_on_termination => "DELETED",
+        TaskStatus::Stopped => "DETACHED",
+        TaskStatus::Deprovisioning => "DETACHING",
+        _ => "ATTACHED",
+    };
+    let details = [
+        ("roleArn", volume.role_arn.clone()),
+        (
+            "deleteOnTermination",
+            Some(volume.delete_on_termination.to_string()),
+        ),
+        ("volumeName", Some(volume.name.clone())),
+        ("volumeId", Some(volume.id.to_string())),
+        ("sizeInGiB", Some(volume.size_gib.to_string())),
+    ];
+    let details: Vec<Value> = details
+        .iter()
+        .filter_map(|(name, value)| Some(json!({ "name": name, "value": value.as_ref()? })))
+        .collect();
+    json!({
+        "id": volume.attachment_id, "type": "AmazonElasticBlockStorage", "status": status, "details": details,
+    })
+}
+
 /// EC2's name of an address: the oldest region has a domain of its own.
-fn private_dns_name(region: &str, eni: &Eni) -> String {
+pub(crate) fn private_dns_name(region: &str, eni: &Eni) -> String {
     let domain = if region == "us-east-1" {
         "ec2".to_owned()
     } else {
@@ -159,6 +191,10 @@ fn container(owner: &Owner, task: &Task, container: &Container) -> Value {
     put(&mut shape, "lastStatus", Some(container.status.as_str()));
     put(&mut shape, "exitCode", container.exit_code);
     put(&mut shape, "reason", container.reason.as_ref());
+    let agent = task
+        .enable_execute_command
+        .then(|| [execute_command_agent(task, container)]);
+    put(&mut shape, "managedAgents", agent);
     put(&mut shape, "networkBindings", Some(json!([])));
     let eni = &task.eni;
     let interface = json!({
@@ -179,6 +215,20 @@ fn container(owner: &Owner, task: &Task, container: &Container) -> Value {
         &mut shape,
         "memoryReservation",
         container.memory_reservation_mib.map(|memory| memory.to_string()),
+    );
+    Value::Object(shape)
+}
+
+/// What AWS puts into a container that commands can be run in. Here the guest has it, and it is there with the container.
+fn execute_command_agent(task: &Task, container: &Container) -> Value {
+    let mut shape = Map::new();
+    put(&mut shape, "name", Some("ExecuteCommandAgent"));
+    put(&mut shape, "lastStatus", Some(container.status.as_str()));
+    let ran = container.status != ContainerStatus::Pending;
+    put(
+        &mut shape,
+        "lastStartedAt",
+        task.started_at.filter(|_| ran).map(seconds),
     );
     Value::Object(shape)
 }

@@ -1,10 +1,15 @@
 //! Operations on tasks.
 
 pub(crate) mod encode;
+pub(crate) mod execute;
+pub(crate) mod protection;
 mod request;
 mod run;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod volume;
+#[cfg(test)]
+mod volume_tests;
 
 pub(super) use run::run;
 

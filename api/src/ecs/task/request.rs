@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 use crate::arn::{DefinitionName, Owner};
 use crate::decode::says_nothing;
 use crate::ecs::definition::encode::runs_on_fargate;
+use crate::ecs::definition::flaws::{self, Flaw};
 use crate::ecs::definition::size::{parse_cpu, parse_memory};
-use crate::ecs::definition::{environment_errors, validate};
+use crate::ecs::definition::{MIN_MEMORY_MIB, NO_ENVIRONMENT_FILES, environment_errors, validate};
 use crate::ecs::shapes::{AwsVpcConfiguration, ContainerOverrideShape, RunTaskShape, TagShape, TaskOverride};
 use crate::ecs::values::{name_values, tags, unsigned};
 use crate::error::ApiError;
@@ -66,9 +67,6 @@ pub(super) fn precheck(input: &RunTaskShape, owner: &Owner) -> Result<Definition
         return Err(ApiError::PlatformUnknown(
             "The specified platform does not exist.".to_owned(),
         ));
-    }
-    if !says_nothing(&input.volume_configurations) {
-        return Err(ApiError::Client(validate::unsupported("volumeConfigurations")));
     }
     if !(1..=MAX_COUNT).contains(&input.count.unwrap_or(1)) {
         return refuse("count must be between 1 and 10.");
@@ -145,7 +143,7 @@ pub(super) fn network(input: &RunTaskShape, definition: &TaskDefinition) -> Resu
     })
 }
 
-/// Overrides that fit the definition.
+/// Overrides that fit the definition, or everything that is wrong with them.
 pub(super) fn overrides(
     input: Option<&TaskOverride>,
     definition: &TaskDefinition,
@@ -153,45 +151,13 @@ pub(super) fn overrides(
     let Some(input) = input else {
         return Ok(Overrides::default());
     };
-    if !says_nothing(&input.inference_accelerator_overrides) {
-        return Err(ApiError::Client(validate::unsupported(
-            "inferenceAcceleratorOverrides",
-        )));
+    if let Some(message) = flaws::message(&overrides_errors(input, definition)) {
+        return Err(ApiError::InvalidParameter(message));
     }
-    let mut errors = Vec::new();
-    validate::ephemeral_storage(input.ephemeral_storage.as_ref(), &mut errors);
-    let size = |text: &Option<String>, member: &str, parse: fn(&str) -> Option<u32>| {
-        let invalid = || ApiError::Client(format!("Invalid '{member}' setting for task."));
-        text.as_deref()
-            .filter(|text| !text.is_empty())
-            .map(|text| parse(text).ok_or_else(invalid))
-            .transpose()
-    };
-    let cpu_units = size(&input.cpu, "cpu", parse_cpu)?;
-    let memory_mib = size(&input.memory, "memory", parse_memory)?;
-    let (cpu, memory) = (
-        cpu_units.unwrap_or(definition.spec.cpu_units),
-        memory_mib.unwrap_or(definition.spec.memory_mib),
-    );
-    validate::pair(cpu, memory, &mut errors);
-    let containers: Vec<ContainerOverride> = input
-        .container_overrides
-        .iter()
-        .flatten()
-        .map(container)
-        .collect::<Result<_, _>>()?;
-    for container in &containers {
-        of_the_definition(container, definition, memory, &mut errors);
-    }
-    for shape in input.container_overrides.iter().flatten() {
-        environment_errors(shape.environment.as_deref().unwrap_or_default(), &mut errors);
-    }
-    if let Some(first) = errors.into_iter().next() {
-        return Err(ApiError::InvalidParameter(first));
-    }
+    let role = |role: &Option<String>| role.clone().filter(|role| !role.is_empty());
     let overrides = Overrides {
-        cpu_units,
-        memory_mib,
+        cpu_units: input.cpu.as_deref().and_then(parse_cpu),
+        memory_mib: input.memory.as_deref().and_then(parse_memory),
         ephemeral_storage_gib: unsigned(
             "ephemeralStorage",
             input
@@ -199,9 +165,14 @@ pub(super) fn overrides(
                 .as_ref()
                 .and_then(|storage| storage.size_in_gib),
         )?,
-        execution_role_arn: input.execution_role_arn.clone(),
-        task_role_arn: input.task_role_arn.clone(),
-        containers,
+        execution_role_arn: role(&input.execution_role_arn),
+        task_role_arn: role(&input.task_role_arn),
+        containers: input
+            .container_overrides
+            .iter()
+            .flatten()
+            .map(container)
+            .collect::<Result<_, _>>()?,
     };
     let length = serde_json::to_string(&overrides).map_or(usize::MAX, |text| text.len());
     if length > MAX_OVERRIDES_BYTES {
@@ -212,20 +183,134 @@ pub(super) fn overrides(
     Ok(overrides)
 }
 
-fn container(input: &ContainerOverrideShape) -> Result<ContainerOverride, ApiError> {
-    for (name, member) in [
-        ("environmentFiles", &input.environment_files),
-        ("resourceRequirements", &input.resource_requirements),
-    ] {
-        if !says_nothing(member) {
-            return Err(ApiError::Client(validate::unsupported(name)));
+fn overrides_errors(input: &TaskOverride, definition: &TaskDefinition) -> Vec<Flaw> {
+    let mut errors = Vec::new();
+    if !says_nothing(&input.inference_accelerator_overrides) {
+        errors.push(validate::unsupported("inferenceAcceleratorOverrides"));
+    }
+    validate::ephemeral_storage(input.ephemeral_storage.as_ref(), &mut errors);
+    validate::roles(
+        input.task_role_arn.as_deref(),
+        input.execution_role_arn.as_deref(),
+        &mut errors,
+    );
+    let mut size = |text: Option<&str>, member: &str, parse: fn(&str) -> Option<u32>, or: u32| {
+        let Some(text) = text.filter(|text| !text.is_empty()) else {
+            return Some(or);
+        };
+        let parsed = parse(text);
+        if parsed.is_none() {
+            errors.push(format!("Invalid '{member}' setting for task."));
+        }
+        parsed
+    };
+    let spec = &definition.spec;
+    let cpu = size(input.cpu.as_deref(), "cpu", parse_cpu, spec.cpu_units);
+    let memory = size(input.memory.as_deref(), "memory", parse_memory, spec.memory_mib);
+    let size = cpu.zip(memory);
+    let size = size.filter(|(cpu, memory)| validate::pair(*cpu, *memory, &mut errors));
+    let mut flaws = Flaw::all(errors);
+
+    let given = input.container_overrides.as_deref().unwrap_or_default();
+    for (index, shape) in given.iter().enumerate() {
+        let name = shape.name.as_deref().unwrap_or_default();
+        let mut errors = Vec::new();
+        container_errors(shape, &mut errors);
+        if given[..index].iter().any(|other| other.name == shape.name) {
+            errors.push(format!(
+                "containerOverrides has container '{}' twice.",
+                shown(name)
+            ));
+        }
+        let of = Some(format!("the override of container '{}'", shown(name)));
+        flaws.extend(errors.into_iter().map(|text| Flaw { text, of: of.clone() }));
+    }
+    let mut errors = Vec::new();
+    for shape in given {
+        let name = shape.name.as_deref().unwrap_or_default();
+        if !spec.containers.iter().any(|known| known.name == name) {
+            errors.push(format!(
+                "Override for container named {} is not a container in the TaskDefinition.",
+                shown(name)
+            ));
         }
     }
-    if input.command.iter().flatten().any(|word| word.contains('\0')) {
-        return Err(ApiError::InvalidParameter(
-            "command contains invalid characters.".to_owned(),
-        ));
+    if let Some(size) = size {
+        fits(given, definition, size, &mut errors);
     }
+    flaws.extend(Flaw::all(errors));
+    flaws
+}
+
+/// What can be said of one container's override alone.
+fn container_errors(input: &ContainerOverrideShape, errors: &mut Vec<String>) {
+    if !says_nothing(&input.environment_files) {
+        errors.push(NO_ENVIRONMENT_FILES.to_owned());
+    }
+    if !says_nothing(&input.resource_requirements) {
+        errors.push(validate::unsupported("resourceRequirements"));
+    }
+    if input.command.iter().flatten().any(|word| word.contains('\0')) {
+        errors.push("command contains invalid characters.".to_owned());
+    }
+    environment_errors(input.environment.as_deref().unwrap_or_default(), errors);
+    for (member, value, least) in [
+        ("cpu", input.cpu, 0),
+        ("memory", input.memory, MIN_MEMORY_MIB),
+        ("memoryReservation", input.memory_reservation, MIN_MEMORY_MIB),
+    ] {
+        if let Some(value) = value.filter(|value| *value < least) {
+            errors.push(format!(
+                "Invalid '{member}' setting {value}: must be at least {least}."
+            ));
+        }
+    }
+}
+
+/// Whether the containers, with what is given over what the definition says, fit a task of this size.
+fn fits(
+    given: &[ContainerOverrideShape],
+    definition: &TaskDefinition,
+    (task_cpu, task_memory): (u32, u32),
+    errors: &mut Vec<String>,
+) {
+    let mut sum = 0;
+    for container in &definition.spec.containers {
+        let name = &container.name;
+        let given = given.iter().find(|given| given.name.as_ref() == Some(name));
+        let number =
+            |given: Option<i32>, defined: Option<u32>| given.map(i64::from).or(defined.map(i64::from));
+        sum += number(given.and_then(|given| given.cpu), Some(container.cpu)).unwrap_or(0);
+        let memory = number(given.and_then(|given| given.memory), container.memory_mib);
+        let reservation = number(
+            given.and_then(|given| given.memory_reservation),
+            container.memory_reservation_mib,
+        );
+        for (member, value) in [("memory", memory), ("memoryReservation", reservation)] {
+            if value.is_some_and(|value| value > i64::from(task_memory)) {
+                errors.push(format!(
+                    "The '{member}' setting for container '{name}' is greater than for the task"
+                ));
+            }
+        }
+        if memory
+            .zip(reservation)
+            .is_some_and(|(memory, reservation)| memory < reservation)
+        {
+            errors.push(format!(
+                "Invalid setting for container '{name}'. 'memory' must not be less than 'memoryReservation'."
+            ));
+        }
+    }
+    if sum > i64::from(task_cpu) {
+        errors.push(
+            "The sum of all container 'cpu' values cannot be greater than the value of the task 'cpu'."
+                .to_owned(),
+        );
+    }
+}
+
+fn container(input: &ContainerOverrideShape) -> Result<ContainerOverride, ApiError> {
     Ok(ContainerOverride {
         name: input.name.clone().unwrap_or_default(),
         command: input.command.clone().filter(|command| !command.is_empty()),
@@ -236,29 +321,8 @@ fn container(input: &ContainerOverrideShape) -> Result<ContainerOverride, ApiErr
     })
 }
 
-fn of_the_definition(
-    container: &ContainerOverride,
-    definition: &TaskDefinition,
-    task_memory_mib: u32,
-    errors: &mut Vec<String>,
-) {
-    let name = &container.name;
-    if !definition.spec.containers.iter().any(|known| known.name == *name) {
-        let name: String = name.chars().take(MAX_GROUP_CHARS).collect();
-        errors.push(format!(
-            "Override for container named {name} is not a container in the TaskDefinition."
-        ));
-    }
-    for (member, value) in [
-        ("memory", container.memory_mib),
-        ("memoryReservation", container.memory_reservation_mib),
-    ] {
-        if value.is_some_and(|value| value > task_memory_mib) {
-            errors.push(format!(
-                "The '{member}' setting for container '{name}' is greater than for the task"
-            ));
-        }
-    }
+fn shown(text: &str) -> String {
+    text.chars().take(MAX_GROUP_CHARS).collect()
 }
 
 /// The tags that the tasks get: those of the definition if asked, and over them the caller's.

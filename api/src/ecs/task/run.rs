@@ -5,9 +5,10 @@ use berth_runtime::model::task::Task;
 use berth_runtime::runtime::RunTask;
 use serde_json::{Value, json};
 
-use super::{encode, request};
+use super::{encode, request, volume};
 use crate::app::App;
 use crate::arn::Owner;
+use crate::berth::volume_refused;
 use crate::ecs::{cluster, shapes};
 use crate::error::{ApiError, unexpected};
 
@@ -27,7 +28,9 @@ pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> 
     let network = request::network(&input, &definition)?;
     let overrides = request::overrides(input.overrides.as_ref(), &definition)?;
     let tags = request::task_tags(&input, &definition, &cluster)?;
+    let volume = volume::launch_volume(&input, &definition)?;
     let run = RunTask {
+        volume,
         subnet_id: Some(roomiest(app, &network.subnets).await?),
         definition: definition.id,
         count: input
@@ -46,9 +49,12 @@ pub(crate) async fn run(app: &App, input: shapes::RunTaskShape, body: &[u8]) -> 
     };
     match app.runtime.run_task(run).await {
         Ok(tasks) => answer(app, &tasks).await,
-        Err(RuntimeError::Capacity(resource)) => {
-            let failure =
-                json!({ "arn": app.owner.cluster(&cluster), "reason": format!("RESOURCE:{resource}") });
+        Err(RuntimeError::Capacity(shortage)) => {
+            let failure = json!({
+                "arn": app.owner.cluster(&cluster),
+                "reason": format!("RESOURCE:{}", shortage.resource),
+                "detail": shortage.to_string(),
+            });
             Ok(json!({ "tasks": [], "failures": [failure] }))
         }
         Err(error) => Err(refusal(&app.owner, error)),
@@ -90,6 +96,13 @@ async fn roomiest(app: &App, subnets: &[String]) -> Result<String, ApiError> {
 
 /// What RunTask says of the runtime's errors.
 pub(super) fn refusal(owner: &Owner, error: RuntimeError) -> ApiError {
+    if let Some(refused) = volume_refused(&error) {
+        return match refused {
+            // RunTask has no other name for what is not there.
+            ApiError::ResourceNotFound(message) => ApiError::InvalidParameter(message),
+            refused => refused,
+        };
+    }
     let id = |id: &str| id.chars().take(100).collect::<String>();
     ApiError::InvalidParameter(match error {
         RuntimeError::ClusterNotFound(_) => return ApiError::ClusterNotFound,
@@ -125,6 +138,12 @@ pub(super) fn refusal(owner: &Owner, error: RuntimeError) -> ApiError {
                 id(&group),
                 id(&subnet)
             )
+        }
+        RuntimeError::LogGroupNotFound(_) => {
+            return ApiError::Client(
+                "ResourceInitializationError: failed to validate logger args: The specified log group does not exist."
+                    .to_owned(),
+            );
         }
         RuntimeError::ContainerNotFound(name) => {
             format!(

@@ -5,23 +5,28 @@ use berth_runtime::model::definition::TaskDefinition;
 
 use berth_runtime::model::Tag;
 use berth_runtime::model::task::{ContainerStatus, TaskStatus};
+use proptest::prelude::*;
+use proptest::sample::select;
 use serde_json::{Value, json};
 
 use super::encode::Zones;
 use super::request::{client_token, network, overrides, precheck, task_tags};
 use super::run::refusal;
+use super::volume::launch_volume;
+use super::volume_tests::with_launch_volume;
 use super::*;
 use crate::arn::Owner;
+use crate::ecs::members::{members, names, set};
 use crate::ecs::shapes::RunTaskShape;
 
-fn owner() -> Owner {
+pub(crate) fn owner() -> Owner {
     Owner {
         region: "us-east-1".to_owned(),
         account_id: "123456789012".to_owned(),
     }
 }
 
-fn definition() -> TaskDefinition {
+pub(crate) fn definition() -> TaskDefinition {
     serde_json::from_value(json!({
         "id": { "family": "web", "revision": 1 },
         "status": "Active",
@@ -54,7 +59,7 @@ fn minimal() -> Value {
     })
 }
 
-fn with(member: &str, value: Value) -> RunTaskShape {
+pub(super) fn with(member: &str, value: Value) -> RunTaskShape {
     let mut input = minimal();
     input[member] = value;
     shape(&input)
@@ -233,7 +238,7 @@ fn a_client_token_goes_with_what_was_asked_and_not_with_how() {
     assert_eq!(client_token(None, b"{}"), Ok(None));
 }
 
-fn task() -> Task {
+pub(crate) fn task() -> Task {
     serde_json::from_value(json!({
         "id": "0123456789abcdef0123456789abcdef",
         "cluster": "default",
@@ -315,6 +320,24 @@ fn a_stopped_task_has_every_member_of_a_fargate_task() {
 }
 
 #[test]
+fn the_agent_is_shown_where_commands_can_be_run() {
+    let agents = |task: &Task| {
+        encode::task(&owner(), &Zones::new(), task, false)["containers"][0]["managedAgents"].clone()
+    };
+    let mut task = task();
+    assert_eq!(agents(&task), serde_json::Value::Null);
+    task.enable_execute_command = true;
+    task.containers[0].status = ContainerStatus::Running;
+    let running = json!([{ "name": "ExecuteCommandAgent", "lastStatus": "RUNNING", "lastStartedAt": 4.0 }]);
+    assert_eq!(agents(&task), running);
+    task.containers[0].status = ContainerStatus::Pending;
+    assert_eq!(
+        agents(&task),
+        json!([{ "name": "ExecuteCommandAgent", "lastStatus": "PENDING" }])
+    );
+}
+
+#[test]
 fn a_task_that_has_not_begun_leaves_out_what_it_has_not() {
     let mut task = task();
     task.status = TaskStatus::Provisioning;
@@ -357,5 +380,130 @@ fn tasks_are_listed_by_what_they_are_meant_to_be() {
     ] {
         assert!(wanted(&input(json!({ member: fits })), &running), "{member}");
         assert!(!wanted(&input(json!({ member: other })), &running), "{member}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_with_overrides_is_told_at_once() {
+    let input = with(
+        "overrides",
+        json!({
+            "ephemeralStorage": { "sizeInGiB": 20 },
+            "taskRoleArn": "a b",
+            "inferenceAcceleratorOverrides": [{ "deviceName": "x" }],
+            "containerOverrides": [
+                { "name": "app", "memory": 5, "environment": [{ "value": "x" }], "environmentFiles": [{ "type": "s3" }] },
+                { "name": "app", "resourceRequirements": [{ "type": "GPU", "value": "1" }], "memoryReservation": -1 },
+                { "name": "db" },
+            ],
+        }),
+    );
+    let error = overrides(input.overrides.as_ref(), &definition()).unwrap_err();
+    assert_eq!(error.code(), "InvalidParameterException");
+    let message = error.to_string();
+    let lines: Vec<&str> = message.lines().collect();
+    let expected = [
+        "Berth does not support 'inferenceAcceleratorOverrides' yet.",
+        "Also: EphemeralStorage size should be at least 21",
+        "Also: Invalid 'taskRoleArn' setting: ",
+        "Also, the override of container 'app': Berth does not support 'environmentFiles': ",
+        "Also, the override of container 'app': Environment variable name should not be null or empty.",
+        "Also, the override of container 'app': Invalid 'memory' setting 5: must be at least 6.",
+        "Also, the override of container 'app': Berth does not support 'resourceRequirements' yet.",
+        "Also, the override of container 'app': Invalid 'memoryReservation' setting -1: must be at least 6.",
+        "Also, the override of container 'app': containerOverrides has container 'app' twice.",
+        "Also: Override for container named db is not a container in the TaskDefinition.",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{message}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}: {expected}");
+    }
+}
+
+#[test]
+fn overrides_and_definition_together_must_fit_the_task() {
+    let refused = |container: Value, task: Value| {
+        let mut input = json!({ "containerOverrides": [container] });
+        for (member, value) in task.as_object().unwrap() {
+            input[member] = value.clone();
+        }
+        let mut definition = definition();
+        definition.spec.containers[0].memory_mib = Some(400);
+        definition.spec.containers[0].memory_reservation_mib = Some(300);
+        let input = with("overrides", input);
+        let taken = overrides(input.overrides.as_ref(), &definition);
+        taken.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let none = json!({});
+    assert_eq!(
+        refused(json!({ "name": "app", "memory": 512, "cpu": 256 }), none.clone()),
+        ""
+    );
+    assert_eq!(
+        refused(json!({ "name": "app", "cpu": 257 }), none.clone()),
+        "The sum of all container 'cpu' values cannot be greater than the value of the task 'cpu'."
+    );
+    assert_eq!(
+        refused(
+            json!({ "name": "app", "cpu": 257 }),
+            json!({ "cpu": "512", "memory": "1024" })
+        ),
+        ""
+    );
+    assert_eq!(
+        refused(json!({ "name": "app", "memory": 299 }), none.clone()),
+        "Invalid setting for container 'app'. 'memory' must not be less than 'memoryReservation'."
+    );
+    assert_eq!(
+        refused(json!({ "name": "app", "memoryReservation": 401 }), none),
+        "Invalid setting for container 'app'. 'memory' must not be less than 'memoryReservation'."
+    );
+}
+
+/// Everything that RunTask says before anything is looked up.
+fn refused(input: &Value) -> Option<String> {
+    let checked = || {
+        let input: RunTaskShape = crate::decode::shape(input.to_string().as_bytes())?;
+        precheck(&input, &owner())?;
+        network(&input, &definition())?;
+        overrides(input.overrides.as_ref(), &definition())?;
+        if input.volume_configurations.is_some() {
+            launch_volume(&input, &with_launch_volume())?;
+        }
+        task_tags(&input, &definition(), "default")
+    };
+    checked().err().map(|error| error.to_string())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn a_refusal_of_a_task_names_the_member_that_is_wrong(
+        (member, value) in select(members(include_str!("members.txt")))
+            .prop_flat_map(|member| (Just(member.clone()), member.any_value())),
+    ) {
+        let mut input = minimal();
+        input["overrides"] = json!({ "containerOverrides": [{ "name": "app", "command": ["true"] }] });
+        set(&mut input, member.path, value.clone());
+        if let Some(message) = refused(&input) {
+            let first = message.lines().next().unwrap_or_default();
+            prop_assert!(names(first, &member, &members(include_str!("members.txt"))), "{} with {value}: {message}", member.path);
+        }
+    }
+
+    #[test]
+    fn any_request_for_a_task_is_taken_or_refused_with_words(
+        changes in proptest::collection::vec(
+            select(members(include_str!("members.txt")))
+                .prop_flat_map(|member| (Just(member.clone()), member.any_value())),
+            1..8,
+        ),
+    ) {
+        let mut input = minimal();
+        for (member, value) in changes {
+            set(&mut input, member.path, value);
+        }
+        prop_assert_ne!(refused(&input), Some(String::new()));
     }
 }

@@ -98,6 +98,16 @@ impl CapabilitySet {
         }))
     }
 
+    /// One bit for each, by its number.
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Bits beyond the known capabilities count for nothing.
+    pub(crate) fn of_bits(bits: u64) -> Self {
+        Self(bits & ALL)
+    }
+
     fn has(self, number: usize) -> bool {
         self.0 & (1 << number) != 0
     }

@@ -6,11 +6,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use berth_protocol::message::ContainerSpec;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Gid, Uid};
@@ -18,9 +16,13 @@ use nix::unistd::{ForkResult, Gid, Uid};
 use crate::container::capability::{CapabilityError, CapabilitySet};
 use crate::container::environment::Environment;
 use crate::container::inside::{InsideError, Root};
+use crate::container::limits::{self, LimitError};
+use crate::container::plan::{self, ControlError, Plan, Who};
 use crate::container::program::{self, ProgramError};
 use crate::container::reaper;
-use crate::container::root::{self, RootError, RootPlan};
+use crate::container::root::{self, RootError};
+use crate::container::start::Ends;
+use crate::container::terminal::{self, TerminalError};
 use crate::container::user::{self, Database, Identity, UserError};
 
 /// The images' own passwd and group files may be this large.
@@ -45,17 +47,19 @@ pub(crate) enum ChildError {
     #[error(transparent)]
     Capability(#[from] CapabilityError),
     #[error(transparent)]
+    Limit(#[from] LimitError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+    #[error(transparent)]
     Program(#[from] ProgramError),
 }
 
 /// Everything the child needs; it is a copy of the parent's memory.
 pub(crate) struct Launch<'a> {
-    pub(crate) spec: &'a ContainerSpec,
-    pub(crate) hostname: &'a str,
-    pub(crate) root: &'a RootPlan,
-    pub(crate) capabilities: CapabilitySet,
-    pub(crate) stdout: BorrowedFd<'a>,
-    pub(crate) stderr: BorrowedFd<'a>,
+    pub(crate) plan: &'a Plan,
+    pub(crate) ends: &'a Ends,
     /// Closes when the program runs; a reason comes out of it when it never will.
     pub(crate) start_pipe: BorrowedFd<'a>,
 }
@@ -86,29 +90,44 @@ fn become_program(launch: &Launch<'_>) -> Result<Infallible, ChildError> {
     let own_binary = open_own_binary()?;
     // Only now: a new cgroup namespace is rooted where the process is, and the clone put it into its cgroup.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("unshare the cgroup namespace"))?;
-    nix::unistd::sethostname(launch.hostname).map_err(step("set the hostname"))?;
+    let plan = launch.plan;
+    nix::unistd::sethostname(&plan.who.hostname).map_err(step("set the hostname"))?;
+    plan::set_controls(&plan.system_controls)?;
 
-    let root = root::enter(launch.root)?;
-    let identity = identify(&root, &launch.spec.user)?;
-    let environment = Environment::new(&launch.spec.env, &identity.home, launch.hostname);
-    limit(launch.spec)?;
-    give_streams(&identity)?;
-    assume(&identity, launch.capabilities)?;
-    if launch.spec.init_process {
-        leave_to_child(own_binary)?;
-    }
-    Ok(program::exec(&launch.spec.argv, &environment)?)
+    let root = root::enter(&plan.root)?;
+    become_user(&plan.who, &root, give_streams, || {
+        if plan.init_process {
+            leave_to_child(own_binary)?;
+        }
+        if plan.terminal {
+            terminal::take().map_err(step("take the terminal"))?;
+        }
+        Ok(())
+    })
+    .and_then(|environment| Ok(program::exec(&plan.argv, &environment)?))
+}
+
+/// Becomes the container's user, with its limits; `before` is done with all rights still, `after` without.
+pub(super) fn become_user(
+    who: &Who,
+    root: &Root,
+    before: impl FnOnce(&Identity) -> Result<(), ChildError>,
+    after: impl FnOnce() -> Result<(), ChildError>,
+) -> Result<Environment, ChildError> {
+    let identity = identify(root, &who.user)?;
+    let environment = Environment::new(&who.env, &identity.home, &who.hostname);
+    before(&identity)?;
+    limits::set(&who.limits)?;
+    assume(&identity, who.capabilities)?;
+    after()?;
+    Ok(environment)
 }
 
 /// Standard streams and the start pipe, and nothing else: no descriptor of PID 1 may reach the container.
 fn take_descriptors(launch: &Launch<'_>) -> Result<BorrowedFd<'static>, ChildError> {
-    let null = nix::fcntl::open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(step("open /dev/null"))?;
-    nix::unistd::dup2_stdin(&null).map_err(step("set standard input"))?;
-    nix::unistd::dup2_stdout(launch.stdout).map_err(step("set standard output"))?;
-    nix::unistd::dup2_stderr(launch.stderr).map_err(step("set standard error"))?;
-    // Its number is free again below, by other means.
-    std::mem::forget(null);
+    nix::unistd::dup2_stdin(&launch.ends.stdin).map_err(step("set standard input"))?;
+    nix::unistd::dup2_stdout(&launch.ends.stdout).map_err(step("set standard output"))?;
+    nix::unistd::dup2_stderr(&launch.ends.stderr).map_err(step("set standard error"))?;
     if launch.start_pipe.as_raw_fd() != START_PIPE_FD {
         // SAFETY: takes numbers only. Whatever descriptor was there belongs to values of the parent's memory that
         // this process never uses or drops: it executes a program or exits.
@@ -128,7 +147,7 @@ fn open_own_binary() -> Result<OwnedFd, ChildError> {
         .map_err(step("open the reaper"))
 }
 
-pub(super) fn identify(root: &Root, user: &str) -> Result<Identity, ChildError> {
+fn identify(root: &Root, user: &str) -> Result<Identity, ChildError> {
     let read =
         |database: Database| root.read(&Path::new("/etc").join(database.to_string()), MAX_DATABASE_BYTES);
     Ok(user::resolve(
@@ -136,13 +155,6 @@ pub(super) fn identify(root: &Root, user: &str) -> Result<Identity, ChildError> 
         &read(Database::Passwd)?,
         &read(Database::Group)?,
     )?)
-}
-
-pub(super) fn limit(spec: &ContainerSpec) -> Result<(), ChildError> {
-    let (soft, hard) = spec.nofile;
-    setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard).map_err(step("limit open files"))?;
-    // The kernel derives this per-user limit from memory; the cap on processes is the cgroup's `pids.max`.
-    setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY).map_err(step("lift the process limit"))
 }
 
 /// So that the program may open /dev/stdout and /dev/stderr, which are links to these pipes.

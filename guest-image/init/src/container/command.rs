@@ -7,22 +7,27 @@
 use std::convert::Infallible;
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_protocol::exec::{FromCommand, TerminalSize, ToCommand};
-use nix::errno::Errno;
+use berth_protocol::message::ContainerSpec;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, Pid, pipe2};
-use serde::{Deserialize, Serialize};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, pipe2};
 
 use crate::container::child::{ChildError, give_streams, step};
-use crate::container::join::{Who, become_program, begin_anew, go_in, handed, read_down, write_down};
+use crate::container::environment::Environment;
+use crate::container::handover::{handed, read_down, write_down};
+use crate::container::join::{
+    become_program, become_user_inside, begin_anew, children_go_in, go_in_alone, handed_over,
+};
+use crate::container::plan::{PlanError, Who};
 use crate::container::process;
 use crate::container::relay::{Relay, Streams};
-use crate::container::start::{StartError, fork};
-use crate::container::user::Identity;
+use crate::container::start::{StartError, clone_into, fork, open_cgroup};
+use crate::container::terminal;
 use crate::guest::cgroup;
 
 /// The program name by which `main` knows that it is this.
@@ -32,31 +37,27 @@ const NAME_C: &CStr = c"berth-command";
 const NOT_RUN: i32 = 126;
 
 /// A container that runs, as one of these processes is told of it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub(crate) struct Target {
     who: Who,
     /// Of its first process.
     pid: i32,
 }
 
+handed!(Target { who, pid });
+
 impl Target {
-    pub(crate) fn new(spec: &berth_protocol::message::ContainerSpec, hostname: &str, first: Pid) -> Self {
-        Self {
-            who: Who {
-                spec: spec.clone(),
-                hostname: hostname.to_owned(),
-            },
+    pub(crate) fn new(spec: &ContainerSpec, hostname: &str, first: Pid) -> Result<Self, PlanError> {
+        Ok(Self {
+            who: Who::new(spec, hostname)?,
             pid: first.as_raw(),
-        }
+        })
     }
 }
 
 /// Starts the process for a connection that the host has just made.
 pub(crate) fn serve(connection: &OwnedFd, targets: &[Target]) -> Result<Pid, StartError> {
-    let names: Vec<&str> = targets
-        .iter()
-        .map(|target| target.who.spec.name.as_str())
-        .collect();
+    let names: Vec<String> = targets.iter().map(|target| target.who.name.clone()).collect();
     let mut files = vec![write_down(&names).map_err(StartError::Order)?];
     for target in targets {
         files.push(write_down(target).map_err(StartError::Order)?);
@@ -83,6 +84,8 @@ enum CommandError {
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
     #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
     Child(#[from] ChildError),
 }
 
@@ -90,7 +93,7 @@ enum CommandError {
 pub(crate) fn main() -> i32 {
     // A command that takes no more input is no reason to end.
     pipe_signal(libc::SIG_IGN);
-    let mut relay = Relay::new(handed(0));
+    let mut relay = Relay::new(handed_over(0));
     let Ok(start) = relay.first_message() else {
         return NOT_RUN;
     };
@@ -127,43 +130,66 @@ fn begin(start: ToCommand) -> Result<Running, CommandError> {
         return Err(CommandError::NoContainer(String::new()));
     };
     let mut target = read_target(&container)?;
-    target.who.spec.env.extend(env);
+    target.who.env.extend(env);
     let first = Pid::from_raw(target.pid);
     let process = process::open(first).map_err(|_| CommandError::Ended)?;
     if !process::is_in(first, &cgroup::name_of(&container)) {
         return Err(CommandError::Ended);
     }
-    cgroup::enter(&container)?;
-    go_in(&process)?;
-    drop(process);
+    // Beside the containers' own, so that the end of the container leaves this process to tell of it.
+    cgroup::enter_commands()?;
+    let cgroup = open_cgroup(&cgroup::path_of(&container))?;
+    go_in_alone(&process)?;
     let (streams, own) = match terminal {
         Some(size) => open_terminal(size)?,
         None => open_pipes()?,
     };
     let (reason, tell) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(step("make a pipe"))?;
-    // SAFETY: this process has one thread, so the child may do anything.
-    match unsafe { nix::unistd::fork() }.map_err(step("fork"))? {
-        ForkResult::Parent { child } => Ok(Running {
-            child,
-            streams,
-            reason,
-        }),
-        ForkResult::Child => {
-            drop(streams);
-            let Err(error) = run(&target.who, &argv, &own);
+    let (number, tell_number) = pipe2(OFlag::O_CLOEXEC).map_err(step("make a pipe"))?;
+    // Not in the container's namespace of processes, and gone once the command is.
+    let Some(starter) = clone_into(Some(&cgroup), 0)? else {
+        drop(streams);
+        if let Err(error) = start_command(&target.who, &argv, &own, &process, &tell_number) {
             let _ = nix::unistd::write(&tell, error.to_string().as_bytes());
-            // SAFETY: nothing here needs a destructor.
-            unsafe { libc::_exit(NOT_RUN) }
         }
+        // SAFETY: nothing here needs a destructor.
+        unsafe { libc::_exit(NOT_RUN) }
+    };
+    drop(tell_number);
+    let child = match told_number(number) {
+        Some(child) => {
+            let _ = waitpid(starter, None);
+            child
+        }
+        // It has told why, and ends.
+        None => starter,
+    };
+    // Who waits for the container's end kills what is in its cgroup then. What came later is killed here.
+    if process::has_ended(&process).unwrap_or(true) {
+        // SAFETY: kill takes two numbers. The child is not reaped yet, so the number is still its own.
+        unsafe { libc::kill(child.as_raw(), libc::SIGKILL) };
+        return Err(CommandError::Ended);
     }
+    Ok(Running {
+        child,
+        streams,
+        reason,
+    })
+}
+
+/// The number of the command's process; none if there is none.
+fn told_number(pipe: OwnedFd) -> Option<Pid> {
+    let mut number = [0; 4];
+    File::from(pipe).read_exact(&mut number).ok()?;
+    Some(Pid::from_raw(i32::from_ne_bytes(number)))
 }
 
 /// The file of the container that is asked for. The others close with this process's next step.
 fn read_target(container: &str) -> Result<Target, CommandError> {
-    let names: Vec<String> = read_down(File::from(handed(1))).map_err(CommandError::Read)?;
+    let names: Vec<String> = read_down(File::from(handed_over(1))).map_err(CommandError::Read)?;
     let mut found = None;
     for (index, name) in (2..).zip(&names) {
-        let file = File::from(handed(index));
+        let file = File::from(handed_over(index));
         if name == container {
             found = Some(file);
         }
@@ -194,40 +220,46 @@ fn open_pipes() -> Result<(Streams, Own), ChildError> {
 fn open_terminal(size: TerminalSize) -> Result<(Streams, Own), ChildError> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let main = nix::fcntl::open("/dev/ptmx", flags, Mode::empty()).map_err(step("open /dev/ptmx"))?;
-    let unlocked: libc::c_int = 0;
-    // SAFETY: this call reads one integer, which lives.
-    Errno::result(unsafe { libc::ioctl(main.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) })
-        .map_err(step("unlock a terminal"))?;
-    // SAFETY: takes numbers only.
-    let other = unsafe {
-        libc::ioctl(
-            main.as_raw_fd(),
-            libc::TIOCGPTPEER,
-            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
-        )
-    };
-    let other = Errno::result(other).map_err(step("open a terminal"))?;
-    // SAFETY: a new descriptor, which nobody else knows.
-    let other = unsafe { OwnedFd::from_raw_fd(other) };
+    let other = terminal::peer(&main)?;
     crate::container::relay::resize(&main, size);
     Ok((Streams::Terminal(main), Own::Terminal(other)))
 }
 
-/// In the child: becomes the command.
-fn run(who: &Who, argv: &[String], own: &Own) -> Result<Infallible, ChildError> {
+/// Becomes the container's user, and starts the command as a child of this process's parent (clone3(2), `CLONE_PARENT`).
+fn start_command(
+    who: &Who,
+    argv: &[String],
+    own: &Own,
+    container: &OwnedFd,
+    tell_number: &OwnedFd,
+) -> Result<(), CommandError> {
     pipe_signal(libc::SIG_DFL);
-    nix::unistd::setsid().map_err(step("start a session"))?;
     let [stdin, stdout, stderr]: [BorrowedFd<'_>; 3] = match own {
         Own::Pipes(pipes) => [pipes[0].as_fd(), pipes[1].as_fd(), pipes[2].as_fd()],
-        Own::Terminal(terminal) => {
-            // SAFETY: takes numbers only.
-            Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) })
-                .map_err(step("take the terminal"))?;
-            [terminal.as_fd(); 3]
-        }
+        Own::Terminal(terminal) => [terminal.as_fd(); 3],
     };
     nix::unistd::dup2_stdin(stdin).map_err(step("set standard input"))?;
     nix::unistd::dup2_stdout(stdout).map_err(step("set standard output"))?;
     nix::unistd::dup2_stderr(stderr).map_err(step("set standard error"))?;
-    become_program(who, argv, |identity: &Identity| give_streams(identity))
+    children_go_in(container)?;
+    let environment = become_user_inside(who, give_streams)?;
+    match clone_into(None, libc::CLONE_PARENT)? {
+        Some(child) => {
+            nix::unistd::write(tell_number, &child.as_raw().to_ne_bytes())
+                .map_err(step("tell the command's number"))?;
+            Ok(())
+        }
+        None => match run(argv, &environment, own) {
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// Becomes the command.
+fn run(argv: &[String], environment: &Environment, own: &Own) -> Result<Infallible, ChildError> {
+    nix::unistd::setsid().map_err(step("start a session"))?;
+    if let Own::Terminal(_) = own {
+        terminal::take().map_err(step("take the terminal"))?;
+    }
+    become_program(argv, environment)
 }

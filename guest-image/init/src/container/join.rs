@@ -9,7 +9,6 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
@@ -17,19 +16,17 @@ use berth_protocol::message::ContainerSpec;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, execveat};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
-use crate::container::capability::CapabilitySet;
-use crate::container::child::{ChildError, assume, identify, limit, step};
+use crate::container::child::{ChildError, become_user, step};
 use crate::container::environment::Environment;
+use crate::container::handover::{handed, read_down, write_down};
 use crate::container::inside::Root;
+use crate::container::plan::Who;
 use crate::container::process;
 use crate::container::program;
 use crate::container::start::{StartError, clone_into, open_cgroup};
@@ -43,19 +40,14 @@ const NAME_C: &CStr = c"berth-join";
 /// Where descriptors are handed over; everything above is closed.
 const FIRST_HANDED_FD: i32 = 3;
 
-/// As whom a program is run.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Who {
-    pub(super) spec: ContainerSpec,
-    pub(super) hostname: String,
-}
-
 /// What is to be run, and as whom.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 struct Order {
     who: Who,
     argv: Vec<String>,
 }
+
+handed!(Order { who, argv });
 
 /// Starts `argv` in the container whose first process is `first`; what it writes goes nowhere. The process that comes back
 /// ends as the program does.
@@ -68,15 +60,12 @@ pub(crate) fn run(
 ) -> Result<Pid, StartError> {
     let container = process::open(first).map_err(StartError::Join)?;
     let order = Order {
-        who: Who {
-            spec: spec.clone(),
-            hostname: hostname.to_owned(),
-        },
+        who: Who::new(spec, hostname)?,
         argv: argv.to_vec(),
     };
     let order = write_down(&order).map_err(StartError::Order)?;
     let cgroup = open_cgroup(cgroup)?;
-    match clone_into(&cgroup, 0)? {
+    match clone_into(Some(&cgroup), 0)? {
         Some(pid) => Ok(pid),
         None => {
             // Who waits sees only that it did not run; what PID 1 could tell, it has told.
@@ -85,20 +74,6 @@ pub(crate) fn run(
             unsafe { libc::_exit(NOT_RUN) }
         }
     }
-}
-
-/// Something in a file without a name.
-pub(super) fn write_down(what: &impl Serialize) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"order", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(what)?)?;
-    file.rewind()?;
-    Ok(file)
-}
-
-pub(super) fn read_down<T: DeserializeOwned>(mut file: File) -> io::Result<T> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// Executes this binary again under another name, with these descriptors from [`FIRST_HANDED_FD`] on and no others.
@@ -136,20 +111,28 @@ pub(super) fn begin_anew(name: &CStr, handed: &[BorrowedFd<'_>]) -> Result<Infal
 }
 
 /// A descriptor that [`begin_anew`] handed to this process, to be taken once.
-pub(super) fn handed(index: i32) -> OwnedFd {
+pub(super) fn handed_over(index: i32) -> OwnedFd {
     // SAFETY: whoever runs this binary by such a name without these descriptors is told that they are none.
     unsafe { OwnedFd::from_raw_fd(FIRST_HANDED_FD + index) }
 }
 
-/// Goes into the namespaces of a container, of which this is the first process; but for that of processes, which is the next
-/// child's.
-pub(super) fn go_in(container: &OwnedFd) -> Result<(), ChildError> {
+/// Goes into the namespaces of a container, of which this is the first process; into that of processes goes the next child.
+fn go_in(container: &OwnedFd) -> Result<(), ChildError> {
+    go_in_alone(container)?;
+    children_go_in(container)
+}
+
+/// As above, and children do not go into that of processes.
+pub(super) fn go_in_alone(container: &OwnedFd) -> Result<(), ChildError> {
     let namespaces = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     setns(container, namespaces).map_err(step("enter the container"))
+}
+
+pub(super) fn children_go_in(container: &OwnedFd) -> Result<(), ChildError> {
+    setns(container, CloneFlags::CLONE_NEWPID).map_err(step("enter the container's namespace of processes"))
 }
 
 /// What the binary is, executed anew: goes into the container, and ends as the program does.
@@ -158,17 +141,18 @@ pub(crate) fn main() -> i32 {
 }
 
 fn enter() -> Result<i32, ChildError> {
-    let [order, container] = [0, 1].map(handed);
+    let [order, container] = [0, 1].map(handed_over);
     let path = "the order";
     let order: Order = read_down(File::from(order)).map_err(|source| ChildError::Read { path, source })?;
     go_in(&container)?;
     drop(container);
+    let environment = become_user_inside(&order.who, |_| Ok(()))?;
     // SAFETY: this process has one thread, so the child may do anything.
     match unsafe { nix::unistd::fork() }.map_err(step("fork"))? {
         ForkResult::Parent { child } => Ok(outlast(child)),
         ForkResult::Child => {
             nix::unistd::setsid().map_err(step("start a session"))?;
-            match become_program(&order.who, &order.argv, |_| Ok(())) {
+            match become_program(&order.argv, &environment) {
                 Err(error) => Err(error),
             }
         }
@@ -187,24 +171,21 @@ fn outlast(child: Pid) -> i32 {
     }
 }
 
-/// Becomes the container's user, and then the program; `before` is done between, with all rights still.
-pub(super) fn become_program(
+/// Becomes the container's user, in its namespaces but that of processes, where nobody of the container sees this process;
+/// `before` is done with all rights still. What the container does see, this process's child, never has more rights than a
+/// container may have: one that may trace could take them over.
+pub(super) fn become_user_inside(
     who: &Who,
-    argv: &[String],
     before: impl FnOnce(&Identity) -> Result<(), ChildError>,
-) -> Result<Infallible, ChildError> {
-    let spec = &who.spec;
-    let capabilities = CapabilitySet::of_container(&spec.capabilities_add, &spec.capabilities_drop)?;
+) -> Result<Environment, ChildError> {
     umask(Mode::from_bits_truncate(0o022));
     let root = Root::open(Path::new("/"))?;
-    nix::unistd::chdir(spec.working_dir.as_str()).map_err(step("enter the working directory"))?;
-    let identity = identify(&root, &spec.user)?;
-    drop(root);
-    let environment = Environment::new(&spec.env, &identity.home, &who.hostname);
-    limit(spec)?;
-    before(&identity)?;
-    assume(&identity, capabilities)?;
-    // After the change of user, which takes it back.
+    nix::unistd::chdir(who.working_dir.as_str()).map_err(step("enter the working directory"))?;
+    become_user(who, &root, before, || Ok(()))
+}
+
+/// Becomes the program, which does not outlive the caller.
+pub(super) fn become_program(argv: &[String], environment: &Environment) -> Result<Infallible, ChildError> {
     set_pdeathsig(Signal::SIGKILL).map_err(step("follow the caller"))?;
-    Ok(program::exec(argv, &environment)?)
+    Ok(program::exec(argv, environment)?)
 }

@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::SigSet;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, execveat};
 
 use crate::wait::reap_one;
@@ -35,9 +37,13 @@ pub(crate) fn exec(init: impl AsFd, child: Pid) -> Errno {
 /// Waits for signals until the child is gone; the exit code is the child's.
 pub(crate) fn run(child: Option<&str>) -> i32 {
     let child = child.and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
-    let (Some(child), 1) = (child.filter(|pid| pid.as_raw() > 1), std::process::id()) else {
+    let Some(child) = child.filter(|pid| pid.as_raw() > 1 && is_own(*pid)) else {
         return OWN_FAILURE;
     };
+    // Where it is not the first process, in a namespace that containers share, orphans come to it all the same.
+    if std::process::id() != 1 && set_child_subreaper(true).is_err() {
+        return OWN_FAILURE;
+    }
     loop {
         if let Some(code) = reap(child) {
             return code;
@@ -47,6 +53,20 @@ pub(crate) fn run(child: Option<&str>) -> i32 {
             unsafe { libc::kill(child.as_raw(), signal) };
         }
     }
+}
+
+/// What the first process of a shared namespace does, with all signals blocked.
+pub(crate) fn reap_for_ever() -> ! {
+    loop {
+        while reap_one().is_some() {}
+        next_signal();
+    }
+}
+
+/// Whether it is a child of this process, whatever it does by now.
+fn is_own(pid: Pid) -> bool {
+    let only_look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(pid), only_look).is_ok()
 }
 
 /// Reaps whoever ended; the exit code once that was the child.

@@ -17,8 +17,9 @@ use nix::unistd::{fchdir, pivot_root};
 
 use berth_protocol::message::{Mount, Tmpfs};
 
+use crate::container::handover::handed;
 use crate::container::inside::{InsideError, Links, Root, handle_path, kind};
-use crate::guest::drives::SCRATCH;
+use crate::guest::drives::{SCRATCH, volume_mount};
 
 /// The volumes of the task, on the scratch drive. No container has such a name.
 const VOLUMES: &str = ".volumes";
@@ -38,6 +39,15 @@ pub(crate) struct RootPlan {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) tmpfs: Vec<Tmpfs>,
 }
+
+handed!(RootPlan {
+    lower,
+    folder,
+    readonly,
+    working_dir,
+    mounts,
+    tmpfs,
+});
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootError {
@@ -127,8 +137,14 @@ pub(crate) fn prepare_volumes(names: &[String]) -> Result<(), RootError> {
     Ok(())
 }
 
+/// Where a volume is: a file system of its own, or a folder on the scratch drive.
 fn volume(name: &str) -> PathBuf {
-    Path::new(SCRATCH).join(VOLUMES).join(name)
+    let own = volume_mount(name);
+    if own.exists() {
+        own
+    } else {
+        Path::new(SCRATCH).join(VOLUMES).join(name)
+    }
 }
 
 /// Makes the container's folder on the scratch drive, with its network files. In the parent.
@@ -190,6 +206,14 @@ pub(crate) fn enter(plan: &RootPlan) -> Result<Root, RootError> {
         source,
     })?;
     Ok(root)
+}
+
+/// Makes a root without anything this process's.
+pub(crate) fn enter_empty() -> Result<(), RootError> {
+    prepare_mount_point()?;
+    let flags = CLOSED | MsFlags::MS_RDONLY;
+    attach("tmpfs", Path::new(MOUNT_POINT), flags, "size=4k,nr_inodes=2")?;
+    pivot().map_err(RootError::Enter)
 }
 
 fn mount_overlay(plan: &RootPlan) -> Result<(), RootError> {

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use berth_protocol::message::{ContainerSpec, NetworkSpec};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, pipe2};
 
-use crate::container::capability::{CapabilityError, CapabilitySet};
 use crate::container::child::{self, Launch};
+use crate::container::pids::SharedPids;
+use crate::container::plan::{Plan, PlanError, Who};
 use crate::container::root::{self, RootError, RootPlan};
+use crate::container::terminal::{self, TerminalError};
 use crate::guest::cgroup::{self, CgroupError, ContainerCgroup};
 use crate::guest::drives::{self, DriveError, SCRATCH};
 
@@ -22,9 +25,11 @@ use crate::guest::drives::{self, DriveError, SCRATCH};
 pub(crate) struct Started {
     pub(crate) pid: Pid,
     pub(crate) cgroup: ContainerCgroup,
-    /// The reading ends, non-blocking.
+    /// Kept open as long as it runs.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// The reading ends, non-blocking; a terminal has one.
     pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
+    pub(crate) stderr: Option<OwnedFd>,
     /// Ends once the program runs; gives a reason first if it never will. Non-blocking.
     pub(crate) start_pipe: OwnedFd,
 }
@@ -32,7 +37,9 @@ pub(crate) struct Started {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
-    Capability(#[from] CapabilityError),
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
     #[error(transparent)]
     Drive(#[from] DriveError),
     #[error(transparent)]
@@ -45,6 +52,8 @@ pub(crate) enum StartError {
     Pipe(Errno),
     #[error("cannot start a process: {0}")]
     Clone(Errno),
+    #[error("cannot start a process in the task's namespace of processes: {0}")]
+    Shared(String),
     #[error("cannot reach the container's first process: {0}")]
     Join(Errno),
     #[error("cannot hand over what is to be run: {0}")]
@@ -52,11 +61,13 @@ pub(crate) enum StartError {
 }
 
 /// What all containers of a task have in common.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) hostname: String,
     /// By [`root::NETWORK_FILES`].
     network_files: [String; 3],
+    /// Where they share their processes.
+    pub(crate) pids: Option<SharedPids>,
 }
 
 impl Surroundings {
@@ -76,47 +87,112 @@ impl Surroundings {
         Self {
             hostname: hostname.to_owned(),
             network_files: [format!("{hostname}\n"), hosts, resolv],
+            pids: None,
         }
     }
 }
 
-/// Makes the container's root, cgroup and pipes, and its first process.
+/// A container's own ends of its standard streams.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+/// The other ends of them.
+struct FarEnds {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+/// Makes the container's root, cgroup and streams, and its first process.
 pub(crate) fn start(spec: &ContainerSpec, surroundings: &Surroundings) -> Result<Started, StartError> {
-    let capabilities = CapabilitySet::of_container(&spec.capabilities_add, &spec.capabilities_drop)?;
-    let folder = Path::new(SCRATCH).join(&spec.name);
-    let root = RootPlan {
-        lower: drives::mount_image(&spec.image_drive)?,
-        readonly: spec.readonly_root,
-        working_dir: PathBuf::from(&spec.working_dir),
-        folder,
-        mounts: spec.mounts.clone(),
-        tmpfs: spec.tmpfs.clone(),
+    let plan = Plan {
+        who: Who::new(spec, &surroundings.hostname)?,
+        argv: spec.argv.clone(),
+        root: RootPlan {
+            lower: drives::mount_image(&spec.image_drive)?,
+            readonly: spec.readonly_root,
+            working_dir: PathBuf::from(&spec.working_dir),
+            folder: Path::new(SCRATCH).join(&spec.name),
+            mounts: spec.mounts.clone(),
+            tmpfs: spec.tmpfs.clone(),
+        },
+        system_controls: spec.system_controls.clone(),
+        init_process: spec.init_process,
+        terminal: spec.terminal,
     };
-    root::prepare(&root.folder, &surroundings.network_files)?;
-    let cgroup = cgroup::make_container(&spec.name, spec.memory_bytes, spec.cpu_shares)?;
+    root::prepare(&plan.root.folder, &surroundings.network_files)?;
+    let cgroup = cgroup::make_container(spec)?;
     let cgroup_folder = open_cgroup(cgroup.path())?;
-    let (stdout, stdout_writer) = pipe()?;
-    let (stderr, stderr_writer) = pipe()?;
+    let (far, ends) = streams(spec)?;
     let (start_pipe, start_writer) = pipe()?;
-    let launch = Launch {
-        spec,
-        hostname: &surroundings.hostname,
-        root: &root,
-        capabilities,
-        stdout: stdout_writer.as_fd(),
-        stderr: stderr_writer.as_fd(),
-        start_pipe: start_writer.as_fd(),
+    let pid = match &surroundings.pids {
+        Some(pids) => {
+            let started = pids.start(&plan, &cgroup_folder, &ends, &start_writer);
+            if started.is_err() {
+                // Whoever started it may have ended before it could tell.
+                cgroup.kill()?;
+            }
+            started?
+        }
+        None => match clone_into(Some(&cgroup_folder), NAMESPACES)? {
+            Some(pid) => pid,
+            None => child::run(&Launch {
+                plan: &plan,
+                ends: &ends,
+                start_pipe: start_writer.as_fd(),
+            }),
+        },
     };
-    match clone_into(&cgroup_folder, NAMESPACES)? {
-        None => child::run(&launch),
-        Some(pid) => Ok(Started {
-            pid,
-            cgroup,
-            stdout,
-            stderr,
-            start_pipe,
-        }),
+    Ok(Started {
+        pid,
+        cgroup,
+        stdin: far.stdin,
+        stdout: far.stdout,
+        stderr: far.stderr,
+        start_pipe,
+    })
+}
+
+fn streams(spec: &ContainerSpec) -> Result<(FarEnds, Ends), StartError> {
+    if spec.terminal {
+        let (main, stdin) = terminal::open()?;
+        let copy = || stdin.try_clone().map_err(StartError::Order);
+        let ends = Ends {
+            stdout: copy()?,
+            stderr: copy()?,
+            stdin,
+        };
+        let far = FarEnds {
+            stdin: None,
+            stdout: main,
+            stderr: None,
+        };
+        return Ok((far, ends));
     }
+    let (stdin, far_stdin) = if spec.open_stdin {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(StartError::Pipe)?;
+        (reader, Some(writer))
+    } else {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let null = nix::fcntl::open("/dev/null", flags, Mode::empty());
+        (null.map_err(StartError::Pipe)?, None)
+    };
+    let ((far_stdout, stdout), (far_stderr, stderr)) = (pipe()?, pipe()?);
+    let ends = Ends {
+        stdin,
+        stdout,
+        stderr,
+    };
+    let far = FarEnds {
+        stdin: far_stdin,
+        stdout: far_stdout,
+        stderr: Some(far_stderr),
+    };
+    Ok((far, ends))
 }
 
 /// A pipe whose reading end does not block; the writing end is a program's standard stream, and does.
@@ -127,7 +203,8 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), StartError> {
 }
 
 /// Of each container its own.
-const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+pub(super) const NAMESPACES: i32 =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 pub(super) fn open_cgroup(path: &Path) -> Result<File, StartError> {
     File::open(path).map_err(|source| StartError::OpenCgroup {
@@ -136,13 +213,19 @@ pub(super) fn open_cgroup(path: &Path) -> Result<File, StartError> {
     })
 }
 
-/// A fork into a cgroup, and into new namespaces (clone3(2)); none in the child.
-pub(super) fn clone_into(cgroup: &File, namespaces: i32) -> Result<Option<Pid>, StartError> {
+/// A fork, perhaps into a cgroup and into new namespaces (clone3(2)); none in the child.
+pub(super) fn clone_into(cgroup: Option<&File>, flags: i32) -> Result<Option<Pid>, StartError> {
     // SAFETY: `clone_args` is plain data, and zero means "not asked for" in each of its fields.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(namespaces.unsigned_abs()) | CLONE_INTO_CGROUP;
-    args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
-    args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    args.flags = u64::from(flags.unsigned_abs());
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    // A sibling takes the caller's own.
+    if flags & libc::CLONE_PARENT == 0 {
+        args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    }
     // SAFETY: without CLONE_VM the child has its own copy of the memory and stack, as after fork(2); this process
     // has one thread, so no lock is held by a thread that the child lacks.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {

@@ -4,9 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use berth_protocol::message::ContainerSpec;
+
 const ROOT: &str = "/sys/fs/cgroup";
 /// The parent of all containers. `berth-init` itself stays outside, so that no task can starve it.
 const TASK: &str = "/sys/fs/cgroup/berth";
+
+/// Beside the containers' own; none has such a name.
+const COMMANDS: &str = ".commands";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
@@ -38,21 +43,20 @@ pub(crate) fn make_task(memory_bytes: u64, pids: u64) -> Result<(), CgroupError>
 }
 
 /// Makes the cgroup of one container.
-pub(crate) fn make_container(
-    name: &str,
-    memory_bytes: Option<u64>,
-    cpu_shares: Option<u64>,
-) -> Result<ContainerCgroup, CgroupError> {
-    let path = Path::new(TASK).join(name);
+pub(crate) fn make_container(spec: &ContainerSpec) -> Result<ContainerCgroup, CgroupError> {
+    let path = path_of(&spec.name);
     // One that starts again has it already.
     if !path.exists() {
         make(&path)?;
     }
-    if let Some(bytes) = memory_bytes {
+    if let Some(bytes) = spec.memory_bytes {
         set(&path, "memory.max", &bytes.to_string())?;
     }
+    if let Some(bytes) = spec.memory_reservation_bytes {
+        set(&path, "memory.low", &bytes.to_string())?;
+    }
     forbid_swap(&path)?;
-    if let Some(shares) = cpu_shares {
+    if let Some(shares) = spec.cpu_shares {
         set(&path, "cpu.weight", &weight_of_shares(shares).to_string())?;
     }
     let mut cgroup = ContainerCgroup {
@@ -63,9 +67,20 @@ pub(crate) fn make_container(
     Ok(cgroup)
 }
 
-/// Moves the calling process into the cgroup of a container.
-pub(crate) fn enter(name: &str) -> Result<(), CgroupError> {
-    set(&Path::new(TASK).join(name), "cgroup.procs", "0")
+/// Moves the calling process into the cgroup of those that serve commands in containers: the task pays for it, and it does
+/// not end with a container.
+pub(crate) fn enter_commands() -> Result<(), CgroupError> {
+    let path = path_of(COMMANDS);
+    match make(&path) {
+        Err(CgroupError::Make { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    set(&path, "cgroup.procs", "0")
+}
+
+/// Of a container that was started.
+pub(crate) fn path_of(container: &str) -> PathBuf {
+    Path::new(TASK).join(container)
 }
 
 /// The cgroup of a container as the kernel names it.
@@ -92,6 +107,11 @@ pub(crate) struct ContainerCgroup {
 impl ContainerCgroup {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Kills every process in it.
+    pub(crate) fn kill(&self) -> Result<(), CgroupError> {
+        set(&self.path, "cgroup.kill", "1")
     }
 
     /// Whether the kernel killed a process of this run of the container for memory, its own cap's or the task's.

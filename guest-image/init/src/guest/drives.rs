@@ -12,6 +12,8 @@ use nix::mount::{MsFlags, mount};
 pub(crate) const SCRATCH: &str = "/run/berth/scratch";
 /// Image drives are mounted in folders of this one, named after their serial numbers.
 const IMAGES: &str = "/run/berth/images";
+/// Drives of volumes are mounted in folders of this one, named after the volumes.
+const VOLUMES: &str = "/run/berth/volumes";
 /// A serial number is at most 20 bytes (virtio 1.3, 5.2.6, `VIRTIO_BLK_T_GET_ID`).
 const MAX_SERIAL_BYTES: usize = 20;
 
@@ -57,6 +59,37 @@ pub(crate) fn mount_scratch(serial: &str) -> Result<(), DriveError> {
     check_serial(serial)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     attach(serial, "ext4", Path::new(SCRATCH), flags, "noinit_itable")
+}
+
+/// Mounts the drive of a volume, whose name is plain. Its file system may be of any age and from a guest that crashed: its
+/// journal is replayed here, and what cannot be mounted is an error. Inode tables are as with [`mount_scratch`]; what is
+/// deleted is given back to the host.
+pub(crate) fn mount_volume(volume: &str, serial: &str) -> Result<(), DriveError> {
+    check_serial(serial)?;
+    let target = volume_mount(volume);
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+    attach(
+        serial,
+        "ext4",
+        &target,
+        flags,
+        "discard,noinit_itable,errors=remount-ro",
+    )?;
+    // A new volume is empty: programs that want an empty folder to begin with are content. Only an empty folder goes.
+    let _ = fs::remove_dir(target.join("lost+found"));
+    Ok(())
+}
+
+/// Where a volume with a drive of its own is mounted; nothing is there for any other one.
+pub(crate) fn volume_mount(volume: &str) -> PathBuf {
+    Path::new(VOLUMES).join(volume)
+}
+
+/// Where writable drives are mounted: volumes, and the task's disk.
+pub(crate) fn writable_mounts() -> Vec<PathBuf> {
+    let entries = fs::read_dir(VOLUMES).into_iter().flatten().flatten();
+    let volumes = entries.map(|entry| entry.path());
+    volumes.chain([PathBuf::from(SCRATCH)]).collect()
 }
 
 fn check_serial(serial: &str) -> Result<(), DriveError> {

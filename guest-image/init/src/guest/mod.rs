@@ -6,6 +6,8 @@ pub(crate) mod clock;
 pub(crate) mod cmdline;
 pub(crate) mod drives;
 pub(crate) mod early;
+pub(crate) mod endpoint;
 pub(crate) mod network;
 pub(crate) mod power;
 pub(crate) mod random;
+pub(crate) mod usage;

@@ -51,8 +51,7 @@ pub(crate) fn configure(spec: &NetworkSpec) -> Result<(), NetworkError> {
     let interface = Interface::open(&first_interface()?)?;
     interface.set_mac(spec.mac)?;
     interface.set_mtu(spec.mtu)?;
-    interface.set_address("address", libc::SIOCSIFADDR, spec.address)?;
-    interface.set_address("netmask", libc::SIOCSIFNETMASK, mask)?;
+    interface.set_addresses(spec.address, spec.prefix_len)?;
     interface.raise()?;
     let any = Ipv4Addr::UNSPECIFIED;
     if (spec.gateway & mask) != (spec.address & mask) {
@@ -75,7 +74,7 @@ fn netmask(prefix_len: u8) -> Result<Ipv4Addr, NetworkError> {
 }
 
 /// The first interface with a device behind it, which `lo` and the kernel's tunnel stubs have not.
-fn first_interface() -> Result<String, NetworkError> {
+pub(super) fn first_interface() -> Result<String, NetworkError> {
     let mut names = Vec::new();
     for entry in fs::read_dir("/sys/class/net").map_err(NetworkError::List)? {
         let entry = entry.map_err(NetworkError::List)?;
@@ -86,7 +85,7 @@ fn first_interface() -> Result<String, NetworkError> {
     names.into_iter().min().ok_or(NetworkError::NoInterface)
 }
 
-struct Interface {
+pub(super) struct Interface {
     socket: OwnedFd,
     name: String,
     raw_name: [u8; libc::IFNAMSIZ],
@@ -102,7 +101,7 @@ struct InterfaceRequest {
 const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
 
 impl Interface {
-    fn open(name: &str) -> Result<Self, NetworkError> {
+    pub(super) fn open(name: &str) -> Result<Self, NetworkError> {
         let mut raw_name = [0; libc::IFNAMSIZ];
         // One byte stays for the terminator.
         match raw_name[..libc::IFNAMSIZ - 1].get_mut(..name.len()) {
@@ -126,7 +125,7 @@ impl Interface {
         })
     }
 
-    fn raise(&self) -> Result<(), NetworkError> {
+    pub(super) fn raise(&self) -> Result<(), NetworkError> {
         let mut value = [0; 24];
         value[..2].copy_from_slice(&((libc::IFF_UP | libc::IFF_RUNNING) as u16).to_ne_bytes());
         self.set("flags", libc::SIOCSIFFLAGS, value)
@@ -144,6 +143,12 @@ impl Interface {
         let mut value = [0; 24];
         value[..4].copy_from_slice(&u32::from(mtu).to_ne_bytes());
         self.set("mtu", libc::SIOCSIFMTU, value)
+    }
+
+    pub(super) fn set_addresses(&self, address: Ipv4Addr, prefix_len: u8) -> Result<(), NetworkError> {
+        let mask = netmask(prefix_len)?;
+        self.set_address("address", libc::SIOCSIFADDR, address)?;
+        self.set_address("netmask", libc::SIOCSIFNETMASK, mask)
     }
 
     fn set_address(

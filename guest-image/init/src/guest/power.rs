@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -10,16 +11,18 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::guest::clock::uptime_ms;
-use crate::guest::drives::SCRATCH;
+use crate::guest::drives::writable_mounts;
 
-/// How long the last mount namespaces may take to let go of the writable drive.
+/// How long the last mount namespaces may take to let go of a writable drive.
 const RELEASE_TRIES: u32 = 50;
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Flushes and releases the writable drive and powers the machine off.
+/// Flushes and releases the writable drives and powers the machine off.
 pub(crate) fn power_off() -> ! {
     nix::unistd::sync();
-    release_scratch();
+    for mounted in writable_mounts() {
+        release(&mounted);
+    }
     loop {
         // The call does not return on success; if the platform cannot power off, PID 1 must stay nevertheless.
         let _ = reboot(RebootMode::RB_POWER_OFF);
@@ -64,12 +67,12 @@ fn open_console() -> Option<File> {
 }
 
 /// The mount namespaces of dead containers are taken down asynchronously, so the drive may be busy a little longer.
-fn release_scratch() {
+fn release(mounted: &Path) {
     for _ in 0..RELEASE_TRIES {
-        match umount2(SCRATCH, MntFlags::empty()) {
+        match umount2(mounted, MntFlags::empty()) {
             Err(Errno::EBUSY) => thread::sleep(RELEASE_PAUSE),
             _ => return,
         }
     }
-    log("the scratch drive stayed busy and was only flushed");
+    log(&format!("{} stayed busy and was only flushed", mounted.display()));
 }

@@ -8,6 +8,7 @@ use berth_protocol::message::{ContainerSpec, ContainerState, ContainerStatus, He
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use crate::container::process;
 use crate::container::start::Started;
 use crate::container::stop_signal;
 use crate::guest::cgroup::ContainerCgroup;
@@ -20,6 +21,8 @@ use crate::wait::Ending;
 
 /// The longest reason for a failed start that is passed on.
 const MAX_REASON_BYTES: usize = 4096;
+/// A debugger in another container lets go of what has ended at once.
+const TRACER_GRACE: Duration = Duration::from_secs(1);
 
 /// A container of the task.
 #[derive(Debug)]
@@ -38,6 +41,14 @@ pub(crate) struct Container {
     this_run: Option<Instant>,
     restarts: u32,
     health: Option<Monitor>,
+    /// Others have processes in its namespace of them.
+    shares_pids: bool,
+    /// Held open while it runs.
+    stdin: Option<OwnedFd>,
+    /// Where others can trace its first process: a handle on that, until it has ended.
+    handle: Option<OwnedFd>,
+    /// Its first process has ended, and whoever traces it has until then to let go of it.
+    withheld: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -84,11 +95,13 @@ impl Process {
 }
 
 impl Container {
-    pub(crate) fn new(spec: &ContainerSpec) -> Self {
+    /// Of each stream at most `buffer_bytes` are kept before lines are dropped; none means that it waits.
+    pub(crate) fn new(spec: &ContainerSpec, buffer_bytes: Option<usize>, shares_pids: bool) -> Self {
+        let output = || buffer_bytes.map_or_else(Output::default, Output::dropping_beyond);
         Self {
             spec: spec.clone(),
-            stdout: Output::default(),
-            stderr: Output::default(),
+            stdout: output(),
+            stderr: output(),
             // Checked with the task.
             stop_signal: stop_signal::parse(&spec.stop_signal).unwrap_or(libc::SIGTERM),
             phase: Phase::Waiting,
@@ -98,16 +111,28 @@ impl Container {
             this_run: None,
             restarts: 0,
             health: None,
+            shares_pids,
+            stdin: None,
+            handle: None,
+            withheld: None,
         }
     }
 
     /// Its first process is on the way, for the first time or again.
     pub(crate) fn started(&mut self, started: Started, now: Instant) {
         self.stdout.attach(started.stdout);
-        self.stderr.attach(started.stderr);
+        if let Some(stderr) = started.stderr {
+            self.stderr.attach(stderr);
+        }
+        self.stdin = started.stdin;
         if self.since.is_some() {
             self.restarts = self.restarts.saturating_add(1);
         }
+        self.handle = self
+            .shares_pids
+            .then(|| process::open(started.pid).ok())
+            .flatten();
+        self.withheld = None;
         self.since = self.since.or(Some(now));
         self.this_run = Some(now);
         self.phase = Phase::Starting {
@@ -197,8 +222,24 @@ impl Container {
         }
     }
 
+    /// Its control group, while it has processes.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        self.process().map(|process| process.cgroup.path())
+    }
+
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.process().map(|process| process.pid)
+    }
+
+    /// Readable once its first process has ended, whether or not that can be reaped.
+    pub(crate) fn handle(&self) -> Option<&OwnedFd> {
+        self.handle.as_ref()
+    }
+
+    /// Its first process has ended. Unless it is reaped, somebody traces it and keeps its end to himself (ptrace(2)).
+    pub(crate) fn has_ended(&mut self, now: Instant) {
+        self.handle = None;
+        self.withheld = Some(now + TRACER_GRACE);
     }
 
     pub(crate) fn start_pipe(&self) -> Option<&OwnedFd> {
@@ -218,7 +259,7 @@ impl Container {
     /// When it has to be looked at again.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let check = self.health.as_ref().map(Monitor::deadline);
-        [self.kill_at, check].into_iter().flatten().min()
+        [self.kill_at, check, self.withheld].into_iter().flatten().min()
     }
 
     /// Reads the start pipe; true when that told whether the container runs.
@@ -278,10 +319,11 @@ impl Container {
         }
     }
 
-    /// Its first process is reaped, and with it the whole pid namespace is dead.
+    /// Its first process is reaped, and with it the whole pid namespace is dead, if that is its own.
     pub(crate) fn ended(&mut self, ending: Ending) {
         // Whatever the start pipe has is in it by now; a process killed on its way to the program counts as run.
         self.read_start_pipe();
+        self.stdin = None;
         let Phase::Running {
             process,
             started_at_ms,
@@ -289,6 +331,14 @@ impl Container {
         else {
             return;
         };
+        if self.shares_pids
+            && let Err(error) = process.cgroup.kill()
+        {
+            log(&error.to_string());
+        }
+        self.stdout.writers_ended();
+        self.stderr.writers_ended();
+        self.withheld = None;
         let oom_killed = process.cgroup.oom_killed().unwrap_or_else(|error| {
             log(&error.to_string());
             false
@@ -356,11 +406,17 @@ impl Container {
         self.kill_at = Some(now + Duration::from_millis(self.spec.stop_timeout_ms));
     }
 
-    /// Kills what has had its time: the container, or the check of its health. True if that changed its health.
+    /// Kills what has had its time: the container, who traces it beyond its end, or the check of its health. True if that changed its health.
     pub(crate) fn kill_if_due(&mut self, now: Instant) -> bool {
         if self.kill_at.is_some_and(|due| due <= now) {
             self.kill_at = None;
             self.signal(libc::SIGKILL);
+        }
+        if self.withheld.is_some_and(|due| due <= now) {
+            self.withheld = self.pid().map(|pid| {
+                process::kill_tracer(pid);
+                now + TRACER_GRACE
+            });
         }
         let before = self.health();
         if let Some(check) = self.health.as_mut().and_then(|monitor| monitor.overdue(now)) {

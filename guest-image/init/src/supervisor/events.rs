@@ -21,9 +21,13 @@ pub(crate) enum Event {
     Host,
     /// The host connects, to run a command.
     Command,
+    /// A container connects to the task's endpoint.
+    Endpoint,
     /// The start pipe of this container.
     Start(usize),
     Output(usize, Stream),
+    /// The first process of this container has ended.
+    Ended(usize),
 }
 
 /// At most this many events are taken in one turn.
@@ -31,8 +35,9 @@ const EVENTS_PER_TURN: usize = 64;
 const CHILD: u64 = 0;
 const HOST: u64 = 1;
 const COMMAND: u64 = 2;
-/// From here on, three for each container.
-const FIRST_CONTAINER: u64 = 3;
+const ENDPOINT: u64 = 3;
+/// From here on, four for each container.
+const FIRST_CONTAINER: u64 = 4;
 
 /// An epoll that always watches exactly what is wanted now. A pipe that is not to be read is taken out altogether:
 /// with no events asked for it would still report that its writers are gone, over and over.
@@ -68,6 +73,7 @@ impl Events {
         &mut self,
         link: &Link,
         commands: Option<BorrowedFd<'_>>,
+        endpoint: Option<BorrowedFd<'_>>,
         containers: &[Container],
     ) -> Result<(), Errno> {
         let mut wanted: BTreeMap<u64, (BorrowedFd<'_>, EpollFlags)> = BTreeMap::new();
@@ -77,11 +83,15 @@ impl Events {
         if let Some(listener) = commands {
             wanted.insert(COMMAND, (listener, EpollFlags::EPOLLIN));
         }
-        for (container, first) in containers.iter().zip((FIRST_CONTAINER..).step_by(3)) {
+        if let Some(listener) = endpoint {
+            wanted.insert(ENDPOINT, (listener, EpollFlags::EPOLLIN));
+        }
+        for (container, first) in containers.iter().zip((FIRST_CONTAINER..).step_by(4)) {
             let pipes = [
                 container.start_pipe(),
                 container.stdout.wanted_pipe(),
                 container.stderr.wanted_pipe(),
+                container.handle(),
             ];
             for (token, pipe) in (first..).zip(pipes) {
                 if let Some(pipe) = pipe {
@@ -140,14 +150,16 @@ fn decode(token: u64) -> Option<Event> {
         CHILD => return Some(Event::Child),
         HOST => return Some(Event::Host),
         COMMAND => return Some(Event::Command),
+        ENDPOINT => return Some(Event::Endpoint),
         _ => {}
     }
     let place = token.checked_sub(FIRST_CONTAINER)?;
-    let index = usize::try_from(place / 3).ok()?;
-    Some(match place % 3 {
+    let index = usize::try_from(place / 4).ok()?;
+    Some(match place % 4 {
         0 => Event::Start(index),
         1 => Event::Output(index, Stream::Stdout),
-        _ => Event::Output(index, Stream::Stderr),
+        2 => Event::Output(index, Stream::Stderr),
+        _ => Event::Ended(index),
     })
 }
 
@@ -160,8 +172,10 @@ mod tests {
         assert_eq!(decode(0), Some(Event::Child));
         assert_eq!(decode(1), Some(Event::Host));
         assert_eq!(decode(2), Some(Event::Command));
-        assert_eq!(decode(3), Some(Event::Start(0)));
-        assert_eq!(decode(5), Some(Event::Output(0, Stream::Stderr)));
-        assert_eq!(decode(7), Some(Event::Output(1, Stream::Stdout)));
+        assert_eq!(decode(3), Some(Event::Endpoint));
+        assert_eq!(decode(4), Some(Event::Start(0)));
+        assert_eq!(decode(6), Some(Event::Output(0, Stream::Stderr)));
+        assert_eq!(decode(7), Some(Event::Ended(0)));
+        assert_eq!(decode(9), Some(Event::Output(1, Stream::Stdout)));
     }
 }

@@ -2,12 +2,17 @@
 
 mod commands;
 mod container;
+mod endpoint;
 mod events;
 mod health;
 mod host;
 mod order;
 mod output;
 mod task;
+mod usage;
+
+#[cfg(test)]
+pub(crate) use task::example as task_example;
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +24,14 @@ use nix::errno::Errno;
 use crate::container::command::Target;
 use crate::container::start::Surroundings;
 use crate::container::{join, start, stop_signal};
-use crate::guest::{cgroup, clock, early, power, random};
+use crate::guest::{cgroup, clock, early, endpoint::listen_inside, power, random};
 use crate::supervisor::commands::Commands;
 use crate::supervisor::container::Container;
+use crate::supervisor::endpoint::Endpoint;
 use crate::supervisor::events::{Event, Events};
 use crate::supervisor::host::{Link, LinkError};
 use crate::supervisor::order::{Member, Readiness};
+use crate::supervisor::usage::Measurements;
 use crate::wait::reap_one;
 
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
@@ -73,6 +80,7 @@ pub(crate) fn run() -> i32 {
 
 fn prepare() -> Result<Supervisor, SupervisorError> {
     early::prepare()?;
+    let endpoint = Endpoint::new(listen_inside());
     Ok(Supervisor {
         events: Events::new()?,
         link: Link::new(),
@@ -82,6 +90,8 @@ fn prepare() -> Result<Supervisor, SupervisorError> {
         containers: Vec::new(),
         surroundings: None,
         commands: Commands::default(),
+        endpoint,
+        measurements: Measurements::default(),
         stopping: false,
         next_sender: 0,
         powering_off: false,
@@ -101,6 +111,8 @@ struct Supervisor {
     /// Of the containers, once the machine is ready for them.
     surroundings: Option<Surroundings>,
     commands: Commands,
+    endpoint: Endpoint,
+    measurements: Measurements,
     /// All containers are to end.
     stopping: bool,
     /// Which of the streams is first to send, so that none starves.
@@ -113,12 +125,17 @@ impl Supervisor {
     fn serve(&mut self) -> Result<(), SupervisorError> {
         while !self.powering_off {
             self.converse(|this, now| this.connect(now));
-            self.events
-                .watch(&self.link, self.commands.listener(), &self.containers)?;
+            self.events.watch(
+                &self.link,
+                self.commands.listener(),
+                self.endpoint.listener(),
+                &self.containers,
+            )?;
             for event in self.events.wait(self.deadline())? {
                 self.handle(event);
             }
             self.look_at_the_clock();
+            self.converse(|this, now| this.measure(now));
             self.drain_dead();
             self.advance();
             self.converse(|this, _| this.send_output());
@@ -142,7 +159,11 @@ impl Supervisor {
                 },
             );
         let own = self.containers.iter().filter_map(Container::deadline);
-        own.chain(waits).chain(self.link.deadline()).min()
+        let measurement = self.measurements.deadline().filter(|_| self.greeted);
+        own.chain(waits)
+            .chain(self.link.deadline())
+            .chain(measurement)
+            .min()
     }
 
     /// Kills what has had its time, and begins the health checks that are due.
@@ -212,6 +233,7 @@ impl Supervisor {
             Event::Child => self.reap(),
             Event::Host => self.converse(|this, _| this.listen()),
             Event::Command => self.accept_command(),
+            Event::Endpoint => self.endpoint.accept(),
             Event::Start(index) => {
                 if self
                     .containers
@@ -225,6 +247,12 @@ impl Supervisor {
                 if let Some(container) = self.containers.get_mut(index) {
                     container.output(stream).read(&mut self.buffer);
                 }
+            }
+            Event::Ended(index) => {
+                if let Some(container) = self.containers.get_mut(index) {
+                    container.has_ended(Instant::now());
+                }
+                self.reap();
             }
         }
     }
@@ -304,7 +332,7 @@ impl Supervisor {
             } => {
                 let outcome = self
                     .find(&container)
-                    .map(|c| c.output(stream).window.acknowledge(offset));
+                    .map(|c| c.output(stream).acknowledge(offset));
                 match outcome {
                     Some(Ok(())) => {}
                     Some(Err(error)) => {
@@ -321,6 +349,7 @@ impl Supervisor {
                     (None, _) => self.complain_of_unknown(&container)?,
                 }
             }
+            ToGuest::Measure { seconds } => self.measurements.ask(seconds, Instant::now()),
             ToGuest::PowerOff => self.powering_off = true,
         }
         Ok(())
@@ -366,7 +395,11 @@ impl Supervisor {
             return self.complain(&format!("the task is refused: {error}"));
         }
         self.session = Some(task.session.clone());
-        self.containers = task.containers.iter().map(Container::new).collect();
+        let buffers = output::buffers(&task.containers);
+        let containers = task.containers.iter().zip(buffers);
+        self.containers = containers
+            .map(|(spec, buffer_bytes)| Container::new(spec, buffer_bytes, task.share_pids))
+            .collect();
         match task::make_ready(task) {
             Ok(surroundings) => {
                 self.surroundings = Some(surroundings);
@@ -385,6 +418,18 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Tells the host what the containers use, if it wants to know and it is time.
+    fn measure(&mut self, now: Instant) -> Result<(), ConversationError> {
+        if self.greeted && self.measurements.due(now) {
+            // What a slow connection has not taken yet is not added to.
+            if self.link.takes_output() {
+                let usage = usage::of(&self.containers);
+                self.link.send(&ToHost::Usage { usage })?;
+            }
+        }
+        Ok(())
+    }
+
     /// The host wants to run a command in one of the containers that run.
     fn accept_command(&mut self) {
         let Some(surroundings) = &self.surroundings else {
@@ -392,7 +437,8 @@ impl Supervisor {
         };
         let running = self.containers.iter().filter_map(|container| {
             let first = container.running_pid()?;
-            Some(Target::new(&container.spec, &surroundings.hostname, first))
+            // It runs, so there is nothing wrong with its plan.
+            Target::new(&container.spec, &surroundings.hostname, first).ok()
         });
         let targets: Vec<Target> = running.collect();
         self.commands.accept(&targets);
@@ -416,6 +462,7 @@ impl Supervisor {
     fn reap(&mut self) {
         while let Some((pid, ending)) = reap_one() {
             self.commands.ended(pid);
+            self.endpoint.ended(pid);
             if let Some(index) = self
                 .containers
                 .iter()

@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-use berth_protocol::message::{ContainerSpec, TaskSpec};
+use berth_protocol::message::{ContainerSpec, TaskSpec, VolumeDrive};
 
+use crate::container::limits::{self, LimitError};
+use crate::container::pids::SharedPids;
+use crate::container::plan;
 use crate::container::root::{self, RootError};
-use crate::container::start::Surroundings;
+use crate::container::start::{StartError, Surroundings};
 use crate::container::stop_signal::{self, UnknownSignal};
+use crate::container::terminal::{self, TerminalError};
 use crate::guest::cgroup::{self, CgroupError};
 use crate::guest::drives::{self, DriveError};
 use crate::guest::network::{self, NetworkError};
@@ -54,6 +58,8 @@ pub(crate) enum TaskError {
     MountPath { container: String, path: String },
     #[error("container {container:?} mounts {volume:?}, which is no volume of the task")]
     Volume { container: String, volume: String },
+    #[error("volume {0:?} has a drive, and is no volume of the task or has another drive as well")]
+    VolumeDrive(String),
     #[error("volume name {0:?} is not 1 to {MAX_NAME_BYTES} letters, digits, dashes or underscores")]
     VolumeName(String),
     #[error("hostname {0:?} is not 1 to {MAX_HOSTNAME_BYTES} letters, digits, dots or dashes")]
@@ -66,6 +72,14 @@ pub(crate) enum TaskError {
     Drive(#[from] DriveError),
     #[error(transparent)]
     Root(#[from] RootError),
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("container {container:?}: {source}")]
+    Limit { container: String, source: LimitError },
+    #[error("{name:?}, which container {container:?} sets, is no kernel parameter")]
+    Control { container: String, name: String },
 }
 
 /// Refuses what could not be carried out, or could not even be reported under its name.
@@ -82,6 +96,12 @@ pub(crate) fn check(task: &TaskSpec) -> Result<(), TaskError> {
         .find(|name| !plain(name, MAX_NAME_BYTES, &['-', '_']))
     {
         return Err(TaskError::VolumeName(name.clone()));
+    }
+    let mut with_drives = BTreeSet::new();
+    for VolumeDrive { volume, .. } in &task.volume_drives {
+        if !task.volumes.contains(volume) || !with_drives.insert(volume) {
+            return Err(TaskError::VolumeDrive(volume.clone()));
+        }
     }
     let mut names = BTreeSet::new();
     for spec in &task.containers {
@@ -171,6 +191,19 @@ fn check_container(spec: &ContainerSpec) -> Result<(), TaskError> {
             variable: variable.clone(),
         });
     }
+    if let Some(control) = spec
+        .system_controls
+        .iter()
+        .find(|control| plan::control_path(&control.name).is_none())
+    {
+        return Err(TaskError::Control {
+            container,
+            name: control.name.clone(),
+        });
+    }
+    if let Err(source) = limits::of_container(spec) {
+        return Err(TaskError::Limit { container, source });
+    }
     match stop_signal::parse(&spec.stop_signal) {
         Ok(_) => Ok(()),
         Err(source) => Err(TaskError::StopSignal { container, source }),
@@ -189,9 +222,19 @@ pub(crate) fn make_ready(task: &TaskSpec) -> Result<Surroundings, TaskError> {
     }
     cgroup::make_task(task.memory_bytes, task.pids)?;
     drives::mount_scratch(&task.scratch_drive)?;
+    for VolumeDrive { volume, drive } in &task.volume_drives {
+        drives::mount_volume(volume, drive)?;
+    }
     root::prepare_mount_point()?;
     root::prepare_volumes(&task.volumes)?;
-    Ok(Surroundings::new(&task.hostname, task.network.as_ref()))
+    if task.containers.iter().any(|container| container.terminal) {
+        terminal::prepare()?;
+    }
+    let mut surroundings = Surroundings::new(&task.hostname, task.network.as_ref());
+    if task.share_pids {
+        surroundings.pids = Some(SharedPids::new()?);
+    }
+    Ok(surroundings)
 }
 
 /// A task of one container that is checked well.
@@ -208,10 +251,14 @@ pub(crate) fn example() -> TaskSpec {
         readonly_root: false,
         capabilities_add: vec![],
         capabilities_drop: vec![],
-        nofile: (1024, 1024),
+        limits: vec![],
+        system_controls: vec![],
         memory_bytes: None,
+        memory_reservation_bytes: None,
         cpu_shares: None,
         init_process: false,
+        open_stdin: false,
+        terminal: false,
         essential: true,
         depends_on: vec![],
         start_timeout_ms: 1000,
@@ -220,6 +267,7 @@ pub(crate) fn example() -> TaskSpec {
         restart: None,
         mounts: vec![],
         tmpfs: vec![],
+        output_buffer_bytes: None,
     };
     TaskSpec {
         task_id: "t".into(),
@@ -230,13 +278,17 @@ pub(crate) fn example() -> TaskSpec {
         pids: 10,
         scratch_drive: "scratch".into(),
         volumes: vec!["shared".into()],
+        volume_drives: vec![],
+        share_pids: false,
         containers: vec![container],
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_protocol::message::{Condition, Dependency, HealthCheck, Mount, Tmpfs};
+    use berth_protocol::message::{
+        Condition, Dependency, HealthCheck, Mount, ResourceLimit, SystemControl, Tmpfs,
+    };
 
     use super::*;
 
@@ -254,8 +306,16 @@ mod tests {
         }
     }
 
+    fn drive(volume: &str) -> VolumeDrive {
+        VolumeDrive {
+            volume: volume.into(),
+            drive: "volume".into(),
+        }
+    }
+
     #[test]
     fn an_ordinary_task_is_accepted() {
+        assert!(check(&task(|task| task.volume_drives = vec![drive("shared")])).is_ok());
         assert!(check(&task(|_| ())).is_ok());
     }
 
@@ -272,7 +332,7 @@ mod tests {
     #[test]
     fn what_cannot_run_is_refused() {
         type Change = fn(&mut TaskSpec);
-        let changes: [(Change, &str); 14] = [
+        let changes: [(Change, &str); 18] = [
             (|task| task.containers.clear(), "a task of 0 containers"),
             (
                 |task| task.containers.push(task.containers[0].clone()),
@@ -344,6 +404,33 @@ mod tests {
                 "no plain absolute path",
             ),
             (|task| task.volumes.push("../etc".into()), "volume name"),
+            (
+                |task| task.volume_drives.push(drive("other")),
+                "is no volume of the task",
+            ),
+            (
+                |task| task.volume_drives = vec![drive("shared"), drive("shared")],
+                "has another drive as well",
+            ),
+            (
+                |task| {
+                    task.containers[0].system_controls.push(SystemControl {
+                        name: "net/../kernel.panic".into(),
+                        value: "1".into(),
+                    });
+                },
+                "is no kernel parameter",
+            ),
+            (
+                |task| {
+                    task.containers[0].limits.push(ResourceLimit {
+                        name: "as".into(),
+                        soft: None,
+                        hard: None,
+                    });
+                },
+                "there is no resource limit \"as\"",
+            ),
         ];
         for (change, text) in changes {
             let message = check(&task(change)).unwrap_err().to_string();

@@ -1,0 +1,71 @@
+"""Tasks from RunTask to their first output, by a daemon of the benchmark's own: cold, and as clones of a template."""
+
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import images
+import product
+from daemon import Daemon
+from quiet import say, summary, write_over_old_guests
+from registry import Registry
+from tasks import Tasks
+
+AT_ONCE = 10
+
+
+@contextmanager
+def berth(*options):
+    """A daemon with these options, its tasks, and an image with a shell."""
+    registry = Registry().start()
+    data = Path(tempfile.mkdtemp(dir=product.SCRATCH))
+    daemon = Daemon(data / "data", [registry.host], options).start()
+    try:
+        folder = data / "image"
+        images.write_layout(folder, [images.busybox_layer()], {"Cmd": ["sh"]})
+        registry.push(folder, "busybox")
+        subnets = daemon.wire.berth("DescribeNetworks")["subnets"]
+        yield daemon, Tasks(daemon, {"subnets": [subnets[0]["subnetId"]]}), f"{registry.host}/busybox:latest"
+    finally:
+        daemon.stop()
+        registry.stop()
+
+
+def to_first_output(rounds, *options):
+    """Milliseconds from RunTask to the container's first output, the image being there: one after another, and from asking
+    for ten at once to the output of the last."""
+    with berth(*options) as (daemon, tasks, image):
+        definition = tasks.define(image, "echo first")
+        times = []
+        for number in range(rounds + 1):
+            if number == 1 and not options:
+                # The first has pulled the image, and has set off the making of a template.
+                daemon.wait_for_template()
+            write_over_old_guests()
+            start = time.monotonic()
+            task = tasks.run(definition)
+            assert tasks.output(task, follow=True) == b"first\n"
+            times.append((time.monotonic() - start) * 1000)
+            say(f"RunTask to the first output: {times[-1]:.0f} ms")
+            tasks.wait(task, "STOPPED")
+        write_over_old_guests()
+        start = time.monotonic()
+        started = tasks.run(definition, count=AT_ONCE)
+        assert all(tasks.output(task, follow=True) == b"first\n" for task in started)
+        together = (time.monotonic() - start) * 1000
+        say(f"{AT_ONCE} tasks at once, to the last one's output: {together:.0f} ms")
+        for task in started:
+            tasks.wait(task, "STOPPED")
+        return times[1:], together
+
+
+def rows(rounds):
+    cold, cold_together = to_first_output(rounds, "--isolation", "strict")
+    clones, clones_together = to_first_output(rounds)
+    return [
+        *summary("run_task_to_first_output", cold),
+        (f"run_task_{AT_ONCE}_at_once_ms", cold_together, "ms"),
+        *summary("template_start", clones),
+        (f"template_start_{AT_ONCE}_at_once_ms", clones_together, "ms"),
+    ]
