@@ -125,9 +125,15 @@ CASES = [
     Case(
         "stop-timeout",
         [
-            main(WAIT_FOR.format("/s/deaf") + "; exit 7", mountPoints=[mount("/s")]),
+            # The others' traps are set before it ends.
+            main(f"{WAIT_FOR.format('/s/deaf')}; {WAIT_FOR.format('/s/polite')}; exit 7", mountPoints=[mount("/s")]),
             side(f"trap '' TERM; touch /s/deaf; {FOREVER}", "deaf", stopTimeout=2, mountPoints=[mount("/s")]),
-            side(f"trap 'echo heard; exit 6' TERM; {FOREVER}", "polite", dependsOn=after(deaf="START")),
+            side(
+                f"trap 'echo heard; exit 6' TERM; touch /s/polite; {FOREVER}",
+                "polite",
+                dependsOn=after(deaf="START"),
+                mountPoints=[mount("/s")],
+            ),
         ],
         members=VOLUME,
         ends={"main": 7, "deaf": 137, "polite": 6},
@@ -168,7 +174,9 @@ CASES = [
                 memory=256,
                 mountPoints=[mount("/s")],
             ),
-            side("touch /s/eats; exec webserver eat 200", image="web", memory=64, mountPoints=[mount("/s")]),
+            side(
+                "touch /s/eats; exec webserver eat 200", image="web", memory=64, stopTimeout=110, mountPoints=[mount("/s")]
+            ),
         ],
         members=VOLUME,
         ends={"main": 0, "side": 137},
@@ -409,7 +417,9 @@ CASES = [
             main(
                 # The first process of the namespace has no files to look at, no rights, and nobody's user.
                 "grep -E '^(CapBnd|Uid)' /proc/1/status; ls -A /proc/1/root/; tr '\\0' ' ' < /proc/1/cmdline; echo; "
-                "kill -9 1; sh -c 'sleep 0.2 & exec true'; sleep 2; ps -o stat | grep -c Z; exit 3",
+                "kill -9 1; sh -c 'sleep 0.2 & exec true'; sleep 2; ps -o stat | grep -c Z; "
+                # The other one's trap is set before it sleeps.
+                "n=0; until ps -o args | grep -q '^sleep 1$'; do n=$((n+1)); [ $n -lt 240 ] || exit 9; sleep 0.5; done; exit 3",
                 linuxParameters={"initProcessEnabled": True, "capabilities": {"add": ["SYS_PTRACE"]}},
             ),
             side(f"trap 'exit 4' TERM; {FOREVER}", user="nobody"),
@@ -454,7 +464,7 @@ CASES = [
     ),
     Case(
         "ten-containers",
-        [main("sleep 6; ls /s | wc -l", mountPoints=[mount("/s")])]
+        [main(f"{'; '.join(WAIT_FOR.format(f'/s/{n}') for n in range(9))}; ls /s | wc -l", mountPoints=[mount("/s")])]
         + [side(f"touch /s/{n}; exit {n}", f"side{n}", mountPoints=[mount("/s")]) for n in range(9)],
         members=VOLUME,
         ends={"main": 0, **{f"side{n}": n for n in range(9)}},
