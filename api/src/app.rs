@@ -21,7 +21,7 @@ use crate::error::ApiError;
 use crate::reply::Reply;
 use crate::server::{Answer, Handler, Limits};
 use crate::session::{Offers, websocket};
-use crate::{berth, ecs, eventstream, logs, other, role, secretsmanager, session, ssm};
+use crate::{berth, ecs, eventstream, logs, other, role, s3, secretsmanager, session, ssm};
 
 /// What every operation has at hand.
 pub struct App {
@@ -139,6 +139,8 @@ pub(crate) struct Operation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Operation(Operation),
+    /// Of S3, by method and path.
+    S3,
     /// It has a target, but not of a service that is here.
     UnknownTarget(String),
     /// It has no target: another protocol, told by the credential scope.
@@ -156,7 +158,10 @@ impl Operation {
 impl Route {
     pub(crate) fn of(head: &Parts) -> Route {
         let Some(target) = head.headers.get("x-amz-target") else {
-            return Route::NoTarget;
+            return match other::unverified_service(&head.headers) {
+                s3::SIGNING_NAME => Route::S3,
+                _ => Route::NoTarget,
+            };
         };
         let target = target.to_str().unwrap_or_default();
         let operation = target.split_once('.').and_then(|(prefix, name)| {
@@ -176,9 +181,15 @@ impl Route {
         matches!(self, Route::Operation(operation) if operation.service == service && operation.name == name)
     }
 
+    /// Whether errors are told in another form than AWS's JSON.
+    fn is_of_another_protocol(&self) -> bool {
+        matches!(self, Route::S3 | Route::NoTarget)
+    }
+
     fn signing_name(&self) -> Option<&'static str> {
         match self {
             Route::Operation(operation) => Some(operation.service.signing_name()),
+            Route::S3 => Some(s3::SIGNING_NAME),
             _ => None,
         }
     }
@@ -213,7 +224,7 @@ impl Handler for App {
         let route = Route::of(head);
         match self.gate.admit(head, route.signing_name()) {
             Ok(claim) => Ok(Admission::Signed(Signed { route, claim })),
-            Err(error) if route == Route::NoTarget => {
+            Err(error) if route.is_of_another_protocol() => {
                 Err(other::refusal(other::unverified_service(&head.headers), &error))
             }
             Err(error) => Err(error.to_reply()),
@@ -251,7 +262,7 @@ impl Handler for App {
         };
         if let Err(error) = self.gate.verify(&claim, &head, &body) {
             return Answer::Reply(match route {
-                Route::NoTarget => other::refusal(&claim.service, &error),
+                route if route.is_of_another_protocol() => other::refusal(&claim.service, &error),
                 _ => error.to_reply(),
             });
         }
@@ -263,7 +274,9 @@ impl Handler for App {
                 ) {
                     (Ok(()), Route::Operation(operation)) => self.answer(operation, &body).await,
                     (Ok(()), _) => role::identity(&self, task).await,
-                    (Err(error), Route::NoTarget) => other::refusal(&claim.service, &error),
+                    (Err(error), route) if route.is_of_another_protocol() => {
+                        other::refusal(&claim.service, &error)
+                    }
                     (Err(error), _) => error.to_reply(),
                 },
             );
@@ -297,6 +310,7 @@ impl Handler for App {
             Route::UnknownTarget(target) => {
                 ApiError::UnknownOperation(format!("There is no operation '{target}' here.")).to_reply()
             }
+            Route::S3 => s3::answer(&self, &head, &body).await,
             Route::NoTarget => other::call(&self.owner, &claim.service, &body),
         })
     }

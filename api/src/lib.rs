@@ -21,6 +21,7 @@ mod other;
 mod page;
 pub mod reply;
 mod role;
+mod s3;
 mod secretsmanager;
 pub mod server;
 mod session;

@@ -6,6 +6,7 @@ use hyper::HeaderMap;
 use crate::arn::Owner;
 use crate::error::ApiError;
 use crate::reply::Reply;
+use crate::s3;
 
 const STS_NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 /// Signing names of services that speak the query protocol.
@@ -33,7 +34,7 @@ impl Form {
     fn of(service: &str) -> Form {
         match service {
             "ec2" => Form::Ec2,
-            "s3" => Form::S3,
+            s3::SIGNING_NAME => Form::S3,
             service if QUERY_SERVICES.contains(&service) => Form::Query,
             _ => Form::Json,
         }
@@ -83,7 +84,7 @@ pub(crate) fn refusal(service: &str, error: &ApiError) -> Reply {
     }
 }
 
-const XML: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
+pub(crate) const XML: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n";
 
 /// The service that a request says it is signed for; for the form of a refusal and nothing else.
 pub(crate) fn unverified_service(headers: &HeaderMap) -> &str {
@@ -125,7 +126,7 @@ fn action(body: &[u8]) -> Option<String> {
         .then(|| action.to_owned())
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let text = text
         .replace('&', "&amp;")
         .replace('<', "&lt;")

@@ -1,5 +1,7 @@
 //! An answer before it is an HTTP response: status, content type and bytes.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 pub(crate) const JSON: &str = "application/x-amz-json-1.1";
@@ -8,7 +10,9 @@ const XML: &str = "text/xml;charset=utf-8";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     pub status: u16,
-    pub content_type: &'static str,
+    pub content_type: Cow<'static, str>,
+    /// Beside what every answer has.
+    pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
     /// Sent as `x-amzn-RequestId`; random.
     pub request_id: String,
@@ -18,7 +22,8 @@ impl Reply {
     pub fn json(status: u16, body: &Value) -> Reply {
         Reply {
             status,
-            content_type: JSON,
+            content_type: JSON.into(),
+            headers: Vec::new(),
             body: body.to_string().into_bytes(),
             request_id: new_request_id(),
         }
@@ -29,10 +34,28 @@ impl Reply {
         let request_id = new_request_id();
         Reply {
             status,
-            content_type: XML,
+            content_type: XML.into(),
+            headers: Vec::new(),
             body: body(&request_id).into_bytes(),
             request_id,
         }
+    }
+
+    /// An answer that is neither.
+    pub fn other(status: u16, content_type: impl Into<Cow<'static, str>>, body: Vec<u8>) -> Reply {
+        Reply {
+            status,
+            content_type: content_type.into(),
+            headers: Vec::new(),
+            body,
+            request_id: new_request_id(),
+        }
+    }
+
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Reply {
+        self.headers.push((name, value.into()));
+        self
     }
 }
 

@@ -12,6 +12,8 @@ use super::{ALGORITHM, TERMINATOR};
 pub(super) struct CanonicalRequest<'a> {
     pub(super) method: &'a str,
     pub(super) path: &'a str,
+    /// S3 signs the path as it is on the wire; the other services encode it once more.
+    pub(super) path_as_it_is: bool,
     pub(super) query: &'a str,
     /// The signed headers: lower-case names in order, each with its values.
     pub(super) headers: &'a [(String, Vec<String>)],
@@ -21,12 +23,12 @@ pub(super) struct CanonicalRequest<'a> {
 impl CanonicalRequest<'_> {
     pub(super) fn text(&self) -> String {
         let path = if self.path.is_empty() { "/" } else { self.path };
-        let mut text = format!(
-            "{}\n{}\n{}\n",
-            self.method,
-            encode(path.as_bytes(), b"/"),
-            query(self.query)
-        );
+        let path = match self.path_as_it_is {
+            // However the client wrote it.
+            true => encode(&decode(path), b"/"),
+            false => encode(path.as_bytes(), b"/"),
+        };
+        let mut text = format!("{}\n{path}\n{}\n", self.method, query(self.query));
         for (name, values) in self.headers {
             let values: Vec<String> = values.iter().map(|value| squeeze(value)).collect();
             let _ = writeln!(text, "{name}:{}", values.join(","));
@@ -91,7 +93,7 @@ fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
 }
 
 /// Percent-encodes everything but unreserved characters and `keep`.
-fn encode(bytes: &[u8], keep: &[u8]) -> String {
+pub(crate) fn encode(bytes: &[u8], keep: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
@@ -104,7 +106,7 @@ fn encode(bytes: &[u8], keep: &[u8]) -> String {
 }
 
 /// A percent sign that two hex digits do not follow stays as it is.
-fn decode(text: &str) -> Vec<u8> {
+pub(crate) fn decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -163,15 +165,18 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_encoded_once_more() {
-        let request = CanonicalRequest {
+    fn a_path_is_encoded_once_more_but_for_s3() {
+        let mut request = CanonicalRequest {
             method: "GET",
-            path: "/a%20b",
+            path: "/a%20b/~c'",
+            path_as_it_is: false,
             query: "",
             headers: &[],
             payload_hash: "",
         };
-        assert!(request.text().starts_with("GET\n/a%2520b\n"));
+        assert!(request.text().starts_with("GET\n/a%2520b/~c%27\n"));
+        request.path_as_it_is = true;
+        assert!(request.text().starts_with("GET\n/a%20b/~c%27\n"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod temporary;
 mod tests;
 pub mod verify;
 
+pub(crate) use canonical::{decode, encode};
 pub use sign::{Scope, Unsigned, sign};
 pub use verify::{Claim, Gate, Principal};
 

@@ -45,6 +45,7 @@ pub fn sign(
     let canonical = CanonicalRequest {
         method: request.method,
         path: request.path,
+        path_as_it_is: false,
         query: request.query,
         headers: &headers,
         payload_hash: &sha256_hex(request.body),

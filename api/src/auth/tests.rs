@@ -29,6 +29,7 @@ fn the_example_of_the_aws_documentation_comes_out_as_printed() {
     let canonical = CanonicalRequest {
         method: "GET",
         path: "/",
+        path_as_it_is: false,
         query: "Action=ListUsers&Version=2010-05-08",
         headers: &headers,
         payload_hash: &sha256_hex(b""),

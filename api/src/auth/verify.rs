@@ -14,6 +14,7 @@ use super::sign::format_time;
 use super::{ALGORITHM, DATE_FORMAT, TERMINATOR, temporary};
 use crate::credentials::Credentials;
 use crate::error::ApiError;
+use crate::s3;
 
 /// How far the caller's clock may be from ours; also how long a request can be replayed.
 const MAX_SKEW_MINUTES: u64 = 5;
@@ -109,9 +110,18 @@ impl Gate {
     pub fn verify(&self, claim: &Claim, head: &Parts, body: &[u8]) -> Result<(), ApiError> {
         let mismatch = || ApiError::InvalidSignature(MISMATCH.to_owned());
         let payload_hash = sha256_hex(body);
-        // UNSIGNED-PAYLOAD is for channels that protect the body themselves; this one does not.
-        if single(&head.headers, "x-amz-content-sha256")?.is_some_and(|said| said != payload_hash) {
-            return Err(mismatch());
+        match single(&head.headers, "x-amz-content-sha256")? {
+            None => {}
+            Some(said) if said == payload_hash => {}
+            // For channels that protect the body themselves; this one does not.
+            Some(said) if said == "UNSIGNED-PAYLOAD" || said.starts_with("STREAMING-") => {
+                return Err(ApiError::InvalidSignature(format!(
+                    "'X-Amz-Content-Sha256' must be the SHA-256 of the body here, not '{}' (in the client's \
+                     configuration: payload_signing_enabled = true, request_checksum_calculation = when_required).",
+                    echo(said)
+                )));
+            }
+            Some(_) => return Err(mismatch()),
         }
         let mut headers = Vec::with_capacity(claim.signed_headers.len());
         for name in &claim.signed_headers {
@@ -127,6 +137,7 @@ impl Gate {
         let canonical = CanonicalRequest {
             method: head.method.as_str(),
             path: head.uri.path(),
+            path_as_it_is: claim.service == s3::SIGNING_NAME,
             query: head.uri.query().unwrap_or(""),
             headers: &headers,
             payload_hash: &payload_hash,

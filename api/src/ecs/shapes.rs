@@ -18,6 +18,11 @@ macro_rules! shapes {
 
 shapes! {
     KeyValue { name: String, value: String, }
+    EnvironmentFileShape {
+        value: String,
+        #[serde(rename = "type")]
+        kind: String,
+    }
     TagShape { key: String, value: String, }
 
     CreateCluster {
@@ -84,7 +89,7 @@ shapes! {
         entry_point: Vec<String>,
         command: Vec<String>,
         environment: Vec<KeyValue>,
-        environment_files: Value,
+        environment_files: Vec<EnvironmentFileShape>,
         mount_points: Vec<MountPointShape>,
         volumes_from: Vec<VolumeFromShape>,
         linux_parameters: LinuxParameters,
@@ -218,7 +223,7 @@ shapes! {
         name: String,
         command: Vec<String>,
         environment: Vec<KeyValue>,
-        environment_files: Value,
+        environment_files: Vec<EnvironmentFileShape>,
         cpu: i32,
         memory: i32,
         memory_reservation: i32,

@@ -97,7 +97,7 @@ impl Refusal {
 
 fn reply(status: u16, body: &Value) -> Reply {
     Reply {
-        content_type: JSON,
+        content_type: JSON.into(),
         ..Reply::json(status, body)
     }
 }

@@ -254,7 +254,12 @@ fn response(reply: Reply) -> Response<ReplyBody> {
     *response.status_mut() =
         hyper::StatusCode::from_u16(reply.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert("content-type", HeaderValue::from_static(reply.content_type));
+    let more = reply.headers.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in more.chain([("content-type", reply.content_type.as_ref())]) {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
     if let Ok(request_id) = HeaderValue::from_str(&reply.request_id) {
         headers.insert("x-amzn-requestid", request_id);
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::object::EnvironmentFile;
 use super::secret::SecretReference;
 use super::{NameValue, Tag, Timestamp};
 
@@ -89,6 +90,9 @@ pub struct ContainerDefinition {
     pub entry_point: Option<Vec<String>>,
     pub command: Option<Vec<String>>,
     pub environment: Vec<NameValue>,
+    /// Files with variables that `environment` does not say. The first file that says one counts.
+    #[serde(default)]
+    pub environment_files: Vec<EnvironmentFile>,
     /// More environment, whose values are looked up when the task starts.
     #[serde(default)]
     pub secrets: Vec<SecretReference>,

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod definition;
 pub mod log;
 pub mod network;
+pub mod object;
 pub mod parameter;
 pub mod secret;
 pub mod task;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::definition::DefinitionId;
+use super::object::EnvironmentFile;
 use super::volume::TaskVolume;
 use super::{NameValue, Tag, Timestamp};
 
@@ -206,6 +207,9 @@ pub struct ContainerOverride {
     pub name: String,
     pub command: Option<Vec<String>>,
     pub environment: Vec<NameValue>,
+    /// In the place of the definition's.
+    #[serde(default)]
+    pub environment_files: Vec<EnvironmentFile>,
     pub cpu: Option<u32>,
     pub memory_mib: Option<u32>,
     pub memory_reservation_mib: Option<u32>,

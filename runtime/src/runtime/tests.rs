@@ -89,6 +89,7 @@ pub(crate) fn definition() -> DefinitionSpec {
             memory_reservation_mib: None,
             entry_point: None,
             command: None,
+            environment_files: vec![],
             environment: vec![],
             secrets: vec![],
             working_directory: None,

@@ -1,10 +1,11 @@
-//! Parameters and secrets, sealed. What is known of them in clear is in records of their own (`parameter/…`,
-//! `secret/…`); each value is a record under `sealed/…`, sealed for that very key, and opens nowhere else.
+//! Parameters, secrets and objects, sealed. What is known of them in clear is in records of their own (`parameter/…`,
+//! `secret/…`, `object/…`); each value is a record under `sealed/…`, sealed for that very key, and opens nowhere else.
 //!
 //! Not here: AWS's rules for names and sizes, ARNs, and the names of errors (`berth-api`); what a task gets of them
 //! (`task/secrets.rs`).
 
 mod keys;
+mod objects;
 mod parameters;
 mod rotation;
 mod seal;
@@ -20,12 +21,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, SystemClock};
-use crate::model::parameter::{Parameter, ParameterType};
+use crate::model::parameter::ParameterType;
 use crate::model::secret::Secret;
 use crate::state::keys as names;
 use crate::store::{Record, Records, SqliteStore, StoreError, Transaction};
 pub use keys::KeyFileError;
 use keys::KeyRing;
+pub use objects::PutObject;
 pub use parameters::PutParameter;
 pub use rotation::Rotation;
 pub use seal::{KeyId, SealError, Sealed};
@@ -35,7 +37,7 @@ pub use vault::{CreateSecret, NewValue, SecretValue, VersionSelector};
 /// Name of the key file in a data directory.
 pub(crate) const KEY_FILE: &str = "secrets.keys";
 
-/// What cannot be done with a parameter or a secret. No text has a value in it.
+/// What cannot be done with a parameter, a secret or an object. No text has a value in it.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("parameter {0} does not exist")]
@@ -72,6 +74,18 @@ pub enum SecretError {
     SecretLimit(usize),
     #[error("a secret has at most {0} versions with labels")]
     SecretVersionLimit(usize),
+    #[error("bucket {0} does not exist")]
+    BucketNotFound(String),
+    #[error("bucket {0} exists already")]
+    BucketExists(String),
+    #[error("bucket {0} has objects")]
+    BucketNotEmpty(String),
+    #[error("there are {0} buckets already")]
+    BucketLimit(usize),
+    #[error("object {key} does not exist in bucket {bucket}")]
+    ObjectNotFound { bucket: String, key: String },
+    #[error("there are {0} objects already")]
+    ObjectLimit(usize),
     #[error(
         "{} is missing, and values are sealed with its keys: put the file back; or, if it is lost for good, make an \
          empty one of mode 0600, and put every value anew", .0.display()
@@ -92,7 +106,7 @@ struct SealedRecord<M> {
     about: M,
 }
 
-/// All parameters and secrets.
+/// All parameters, secrets and objects.
 pub struct SecretStore {
     records: Records,
     clock: Arc<dyn Clock>,
@@ -115,7 +129,11 @@ impl SecretStore {
             None => {
                 let secrets = records.list::<Secret>(names::SECRETS).await?;
                 let sealed = secrets.iter().any(|secret| !secret.value.versions.is_empty());
-                if sealed || !records.list::<Parameter>(names::PARAMETERS).await?.is_empty() {
+                let store = records.store();
+                if sealed
+                    || !store.list(names::PARAMETERS).await?.is_empty()
+                    || !store.list(names::SEALED_OBJECTS).await?.is_empty()
+                {
                     return Err(SecretError::KeyFileMissing(key_file));
                 }
                 KeyRing::default()

@@ -67,6 +67,7 @@ impl SecretStore {
                 .reseal(&names::sealed_secrets_of(&secret.value.resource()))
                 .await?;
         }
+        values += self.reseal(names::SEALED_OBJECTS).await?;
         faults::pass(Point::SecretsResealed);
         let _writing = self.writing.lock().await;
         self.change_keys(self.keys().newest_only())?;

@@ -23,6 +23,9 @@ pub const PARAMETERS: &str = "parameter/";
 pub const SECRETS: &str = "secret/";
 pub const VOLUMES: &str = "volume/";
 pub const ATTACHMENTS: &str = "attachment/";
+pub const BUCKETS: &str = "bucket/";
+pub const OBJECTS: &str = "object/";
+pub const SEALED_OBJECTS: &str = "sealed/object/";
 /// When the daemon was last alive.
 pub const HEARTBEAT: &str = "heartbeat";
 
@@ -102,6 +105,19 @@ pub fn sealed_secret(resource: &str, version: &str) -> String {
 }
 pub fn sealed_secrets_of(resource: &str) -> String {
     format!("sealed/secret/{resource}{SEPARATOR}")
+}
+pub fn bucket(name: &str) -> String {
+    format!("{BUCKETS}{name}")
+}
+pub fn object(bucket: &str, key: &str) -> String {
+    format!("{}{key}", objects_of(bucket))
+}
+pub fn objects_of(bucket: &str) -> String {
+    format!("{OBJECTS}{bucket}{SEPARATOR}")
+}
+/// The sealed content.
+pub fn sealed_object(bucket: &str, key: &str) -> String {
+    format!("{SEALED_OBJECTS}{bucket}{SEPARATOR}{key}")
 }
 pub fn volume(id: &VolumeId) -> String {
     format!("{VOLUMES}{id}")

@@ -1,6 +1,7 @@
 //! A task's life: a pure state machine (`lifecycle`), and what carries it out (`supervisor`, `following`, `session`).
 
 pub(crate) mod endpoint;
+mod environment;
 mod following;
 pub mod host;
 pub(crate) mod lifecycle;

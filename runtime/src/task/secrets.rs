@@ -1,5 +1,5 @@
-//! The secrets of a task: looked up when it starts, kept in memory until the guest has them, and nowhere else. They are no
-//! part of the task's spec, which is stored, compared and shown.
+//! The secrets of a task, and the variables of its environment files: looked up when it starts, kept in memory until the guest
+//! has them, and nowhere else. They are no part of the task's spec, which is stored, compared and shown.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::environment;
 use super::host::HostError;
 use super::supervisor::Context;
 use crate::image::Credentials;
@@ -19,12 +20,12 @@ use crate::model::task::Task;
 use crate::secrets::{SecretError, SecretStore, SecretText, VersionSelector};
 use crate::state::keys;
 
-/// Of all secrets of a task together, as JSON; the guest is told them in one message, with all else.
+/// Of all that is looked up for a task together, as JSON; the guest is told them in one message, with all else.
 const MAX_BYTES: usize = MAX_FRAME_BYTES / 2;
 /// Longest JSON key and name that an error repeats.
 const MAX_SHOWN_CHARS: usize = 512;
 
-/// Environment variables, by container.
+/// Environment variables, by container; of one name the last counts.
 #[derive(Clone, Debug, Default)]
 pub struct TaskSecrets(BTreeMap<String, Vec<(String, SecretText)>>);
 
@@ -42,17 +43,23 @@ impl Context {
             .iter()
             .flat_map(|definition| &definition.value.spec.containers)
         {
+            let mut chosen = task.overrides.containers.iter();
+            let chosen = chosen.find(|chosen| chosen.name == container.name);
+            let mut variables = environment::variables(&self.secrets, container, chosen)
+                .await
+                .map_err(no_file)?;
             for reference in &container.secrets {
                 let value = look_up(&self.secrets, reference).await.map_err(unable)?;
-                bytes = bytes.saturating_add(json_bytes(&reference.name) + json_bytes(value.expose()));
-                if bytes > MAX_BYTES {
-                    return Err(unable(format!(
-                        "the secrets of a task cannot have more than {MAX_BYTES} bytes together"
-                    )));
-                }
-                let of_container = found.0.entry(container.name.clone()).or_default();
-                of_container.push((reference.name.clone(), value));
+                variables.push((reference.name.clone(), value));
             }
+            let length = |(name, value): &(String, SecretText)| json_bytes(name) + json_bytes(value.expose());
+            bytes = bytes.saturating_add(variables.iter().map(length).sum());
+            if bytes > MAX_BYTES {
+                return Err(unable(format!(
+                    "the secrets and environment files of a task cannot have more than {MAX_BYTES} bytes together"
+                )));
+            }
+            found.0.insert(container.name.clone(), variables);
         }
         Ok(found)
     }
@@ -258,6 +265,12 @@ fn inside(service: &str, value_from: &str, error: &SecretError) -> String {
 fn unable(cause: String) -> HostError {
     HostError(format!(
         "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed: {cause}"
+    ))
+}
+
+fn no_file(cause: String) -> HostError {
+    HostError(format!(
+        "ResourceInitializationError: failed to download env files: {cause}"
     ))
 }
 

@@ -1,7 +1,7 @@
 //! Whether one container of a task definition can be registered. Pure.
 
 use super::validate::{not_on_fargate, refuse, unsupported, unsupported_value};
-use super::{limits, log_driver, relations, repository, secrets};
+use super::{files, limits, log_driver, relations, repository, secrets};
 use crate::arn::{MAX_NAME_CHARS, is_name};
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{
@@ -53,9 +53,6 @@ const CAPABILITIES: &[&str] = &[
 pub(crate) const MIN_MEMORY_MIB: i32 = 6;
 const MAX_IMAGE_BYTES: usize = 1024;
 
-pub(crate) const NO_ENVIRONMENT_FILES: &str = "Berth does not support 'environmentFiles': there is no S3 here to read them \
-     from. Put the variables into 'environment', or into 'secrets' as parameters or keys of a secret.";
-
 /// What a container's rules look at beyond the container.
 pub(super) struct Task<'a> {
     /// CPU units and MiB, where the task has a size.
@@ -85,6 +82,7 @@ pub(super) fn errors(container: &ContainerShape, task: &Task<'_>, errors: &mut V
     let name = container.name.as_deref().unwrap_or_default();
     refused_on_fargate(container, errors);
     secrets::errors(container, task, errors);
+    files::errors(container, task, errors);
     repository::errors(container, task, errors);
     needs_of_others(container, task.input, errors);
     not_yet(container, errors);
@@ -145,9 +143,6 @@ fn not_yet(container: &ContainerShape, errors: &mut Vec<String>) {
         ],
         errors,
     );
-    if !says_nothing(&container.environment_files) {
-        errors.push(NO_ENVIRONMENT_FILES.to_owned());
-    }
     if container
         .hostname
         .as_deref()

@@ -3,7 +3,7 @@
 use berth_runtime::model::definition::{ContainerDefinition, DefinitionSpec, LogConfiguration, PortMapping};
 
 use super::size::{parse_cpu, parse_memory};
-use super::{flaws, limits, relations, repository, secrets, validate};
+use super::{files, flaws, limits, relations, repository, secrets, validate};
 use crate::ecs::shapes::{ContainerShape, LogConfigurationShape, PortMappingShape, RegisterTaskDefinition};
 use crate::ecs::values::{name_values, unsigned};
 use crate::error::ApiError;
@@ -68,6 +68,7 @@ fn container(input: &ContainerShape) -> Result<ContainerDefinition, ApiError> {
         entry_point: input.entry_point.clone().filter(|words| !words.is_empty()),
         command: input.command.clone().filter(|words| !words.is_empty()),
         environment: name_values(input.environment.as_deref()),
+        environment_files: files::references(input.environment_files.as_deref()),
         secrets: secrets::references(input.secrets.as_deref())?,
         working_directory: input
             .working_directory

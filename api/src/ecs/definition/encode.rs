@@ -4,7 +4,7 @@ use berth_runtime::model::definition::{ContainerDefinition, DefinitionStatus, Po
 use berth_runtime::model::secret::SecretSource;
 use serde_json::{Map, Value, json};
 
-use super::{limits, relations};
+use super::{files, limits, relations};
 use crate::arn::Owner;
 use crate::ecs::values::{name_values_json, put, seconds};
 
@@ -117,6 +117,10 @@ fn required_attributes(definition: &TaskDefinition) -> Value {
         .containers
         .iter()
         .any(|container| container.repository_credentials.is_some());
+    let files = spec
+        .containers
+        .iter()
+        .any(|container| !container.environment_files.is_empty());
     let wanted = [
         ("com.amazonaws.ecs.capability.docker-remote-api.1.18", true),
         ("com.amazonaws.ecs.capability.docker-remote-api.1.19", logs),
@@ -125,6 +129,7 @@ fn required_attributes(definition: &TaskDefinition) -> Value {
             "com.amazonaws.ecs.capability.task-iam-role",
             spec.task_role_arn.is_some(),
         ),
+        ("ecs.capability.env-files.s3", files),
         ("ecs.capability.execution-role-awslogs", logs),
         (
             "ecs.capability.private-registry-authentication.secretsmanager",
@@ -159,6 +164,11 @@ fn container(container: &ContainerDefinition) -> Value {
         &mut shape,
         "environment",
         Some(name_values_json(&container.environment)),
+    );
+    put(
+        &mut shape,
+        "environmentFiles",
+        files::encode(&container.environment_files),
     );
     let secrets = container.secrets.iter();
     let secrets = secrets.map(|secret| json!({ "name": secret.name, "valueFrom": secret.value_from }));

@@ -3,6 +3,7 @@
 mod container;
 mod decode;
 pub(crate) mod encode;
+pub(crate) mod files;
 pub(crate) mod flaws;
 mod limits;
 mod log_driver;
@@ -14,7 +15,7 @@ pub(crate) mod size;
 mod tests;
 pub(crate) mod validate;
 
-pub(crate) use container::{MIN_MEMORY_MIB, NO_ENVIRONMENT_FILES, environment as environment_errors};
+pub(crate) use container::{MIN_MEMORY_MIB, environment as environment_errors};
 
 use std::collections::BTreeMap;
 

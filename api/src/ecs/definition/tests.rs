@@ -1,5 +1,6 @@
 //! Task definitions: what is refused, with which words, and that what is taken is shown again as it was.
 
+mod files;
 mod members;
 mod repository;
 mod secrets;
@@ -255,7 +256,8 @@ fn everything_that_is_wrong_is_told_at_once_and_awss_first_error_leads() {
         "Also: No Fargate configuration exists for given values: 300 CPU, 512 memory.",
         "Also, container 'app': Container.stopTimeout must be at least 2 seconds.",
         "Also, container 'app': Invalid 'ulimits' name 'as': must be one of core, cpu, ",
-        "Also, container number 2: Berth does not support 'environmentFiles': there is no S3 here",
+        "Also, container number 2: When you are specifying container environment files, you must also specify a value for ",
+        "Also, container number 2: Invalid environmentFiles value 'arn:aws:s3:::b/f': it must be the ARN of an object",
         "Also, container 'db': Cannot depend on container + 'nobody' because it does not exist",
     ];
     assert_eq!(lines.len(), expected.len(), "{message}");
@@ -374,7 +376,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "/runtimePlatform",
             json!({ "operatingSystemFamily": "WINDOWS_SERVER_2022_CORE" }),
         ),
-        in_container("environmentFiles", json!([{ "type": "s3", "value": "x" }])),
         in_container("firelensConfiguration", json!({ "type": "fluentbit" })),
         in_container(
             "linuxParameters",

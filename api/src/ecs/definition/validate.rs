@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::flaws::Flaw;
 use super::size::{exists, parse_cpu, parse_memory};
-use super::{container, limits, relations};
+use super::{container, files, limits, relations};
 use crate::arn::{MAX_NAME_CHARS, is_name};
 use crate::decode::says_nothing;
 use crate::ecs::shapes::{ContainerShape, EphemeralStorage, RegisterTaskDefinition};
@@ -257,6 +257,7 @@ fn together(containers: &[ContainerShape], size: Option<(u32, u32)>, errors: &mu
         );
     }
     relations::circle(containers, errors);
+    files::together(containers, errors);
 }
 
 /// Adds an error for each of these members that says something.

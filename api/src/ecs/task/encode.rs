@@ -10,6 +10,7 @@ use berth_runtime::model::volume::TaskVolume;
 use serde_json::{Map, Value, json};
 
 use crate::arn::Owner;
+use crate::ecs::definition::files;
 use crate::ecs::values::{name_values_json, put, seconds, tags_json};
 
 const PLATFORM_VERSION: &str = "1.4.0";
@@ -271,6 +272,11 @@ fn container_override(given: &ContainerOverride) -> Value {
         &mut shape,
         "environment",
         (!environment.is_empty()).then(|| name_values_json(environment)),
+    );
+    put(
+        &mut shape,
+        "environmentFiles",
+        files::encode(&given.environment_files),
     );
     put(&mut shape, "cpu", given.cpu);
     put(&mut shape, "memory", given.memory_mib);

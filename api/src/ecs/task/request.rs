@@ -11,7 +11,7 @@ use crate::decode::says_nothing;
 use crate::ecs::definition::encode::runs_on_fargate;
 use crate::ecs::definition::flaws::{self, Flaw};
 use crate::ecs::definition::size::{parse_cpu, parse_memory};
-use crate::ecs::definition::{MIN_MEMORY_MIB, NO_ENVIRONMENT_FILES, environment_errors, validate};
+use crate::ecs::definition::{MIN_MEMORY_MIB, environment_errors, files, validate};
 use crate::ecs::shapes::{AwsVpcConfiguration, ContainerOverrideShape, RunTaskShape, TagShape, TaskOverride};
 use crate::ecs::values::{name_values, tags, unsigned};
 use crate::error::ApiError;
@@ -235,6 +235,16 @@ fn overrides_errors(input: &TaskOverride, definition: &TaskDefinition) -> Vec<Fl
             ));
         }
     }
+    let role = |role: &Option<String>| role.as_deref().is_some_and(|role| !role.is_empty());
+    if given
+        .iter()
+        .flat_map(|shape| &shape.environment_files)
+        .any(|files| !files.is_empty())
+        && !role(&input.execution_role_arn)
+        && !role(&spec.execution_role_arn)
+    {
+        errors.push(files::NEED_A_ROLE.to_owned());
+    }
     if let Some(size) = size {
         fits(given, definition, size, &mut errors);
     }
@@ -244,9 +254,7 @@ fn overrides_errors(input: &TaskOverride, definition: &TaskDefinition) -> Vec<Fl
 
 /// What can be said of one container's override alone.
 fn container_errors(input: &ContainerOverrideShape, errors: &mut Vec<String>) {
-    if !says_nothing(&input.environment_files) {
-        errors.push(NO_ENVIRONMENT_FILES.to_owned());
-    }
+    files::file_errors(input.environment_files.as_deref().unwrap_or_default(), errors);
     if !says_nothing(&input.resource_requirements) {
         errors.push(validate::unsupported("resourceRequirements"));
     }
@@ -315,6 +323,7 @@ fn container(input: &ContainerOverrideShape) -> Result<ContainerOverride, ApiErr
         name: input.name.clone().unwrap_or_default(),
         command: input.command.clone().filter(|command| !command.is_empty()),
         environment: name_values(input.environment.as_deref()),
+        environment_files: files::references(input.environment_files.as_deref()),
         cpu: unsigned("cpu", input.cpu)?,
         memory_mib: unsigned("memory", input.memory)?,
         memory_reservation_mib: unsigned("memoryReservation", input.memory_reservation)?,

@@ -406,13 +406,14 @@ fn everything_that_is_wrong_with_overrides_is_told_at_once() {
         "Berth does not support 'inferenceAcceleratorOverrides' yet.",
         "Also: EphemeralStorage size should be at least 21",
         "Also: Invalid 'taskRoleArn' setting: ",
-        "Also, the override of container 'app': Berth does not support 'environmentFiles': ",
+        "Also, the override of container 'app': EnvironmentFile.value should not be null or empty.",
         "Also, the override of container 'app': Environment variable name should not be null or empty.",
         "Also, the override of container 'app': Invalid 'memory' setting 5: must be at least 6.",
         "Also, the override of container 'app': Berth does not support 'resourceRequirements' yet.",
         "Also, the override of container 'app': Invalid 'memoryReservation' setting -1: must be at least 6.",
         "Also, the override of container 'app': containerOverrides has container 'app' twice.",
         "Also: Override for container named db is not a container in the TaskDefinition.",
+        "Also: When you are specifying container environment files, you must also specify a value for 'executionRoleArn'",
     ];
     assert_eq!(lines.len(), expected.len(), "{message}");
     for (line, expected) in lines.iter().zip(expected) {

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::model::NameValue;
+use crate::model::object::EnvironmentFile;
 use crate::model::parameter::ParameterType;
 use crate::model::secret::{SecretReference, SecretSource};
-use crate::model::task::ContainerStatus;
-use crate::secrets::{CreateSecret, NewValue, PutParameter, SecretBytes, SecretText};
+use crate::model::task::{ContainerOverride, ContainerStatus};
+use crate::secrets::{CreateSecret, NewValue, PutObject, PutParameter, SecretBytes, SecretText};
 use crate::state::keys;
 use crate::store::Transaction;
 use crate::task::host::Host;
@@ -127,6 +128,118 @@ async fn secrets_reach_the_guest_and_no_file() {
     );
     for clear in ["hunter2", "swordfish"] {
         assert_eq!(holds(clear), Vec::<PathBuf>::new());
+    }
+}
+
+fn file(bucket: &str, key: &str) -> EnvironmentFile {
+    EnvironmentFile {
+        value: format!("arn:aws:s3:::{bucket}/{key}"),
+        bucket: bucket.into(),
+        key: key.into(),
+    }
+}
+
+async fn put_file(runtime: &Runtime, key: &str, content: &[u8]) {
+    let put = PutObject {
+        bucket: "config".into(),
+        key: key.into(),
+        content: SecretBytes::new(content.to_vec()),
+        etag: String::new(),
+        content_type: None,
+    };
+    runtime.secrets().put_object(put).await.unwrap();
+}
+
+/// Starts a task whose container says `A` by itself, and `B` by a secret.
+async fn run_with_files(
+    runtime: &Runtime,
+    files: Vec<EnvironmentFile>,
+    over: Vec<EnvironmentFile>,
+) -> TaskId {
+    let mut request = request(runtime, 1).await;
+    let mut spec = definition();
+    let container = &mut spec.containers[0];
+    container.environment = vec![NameValue {
+        name: "A".into(),
+        value: "definition".into(),
+    }];
+    container.secrets = vec![secret("B", parameter("password"))];
+    container.environment_files = files;
+    request.overrides.containers = vec![ContainerOverride {
+        name: container.name.clone(),
+        command: None,
+        environment: vec![NameValue {
+            name: "C".into(),
+            value: "override".into(),
+        }],
+        environment_files: over,
+        cpu: None,
+        memory_mib: None,
+        memory_reservation_mib: None,
+    }];
+    request.definition = runtime.register("web", spec, vec![], "root").await.unwrap().id;
+    runtime.run_task(request).await.unwrap().remove(0).id
+}
+
+#[tokio::test]
+async fn environment_files_say_what_nothing_else_says_and_the_first_counts() {
+    let world = World::new(b"", None);
+    let runtime = world.daemon().await;
+    put_secrets(&runtime).await;
+    runtime.secrets().create_bucket("config").await.unwrap();
+    put_file(&runtime, "1.env", b"A=file\nB=file\nC=file\nD=first\nPATH=/file").await;
+    put_file(&runtime, "2.env", b"D=second\nE=second\n").await;
+    put_file(&runtime, "over.env", b"D=over\n").await;
+    let files = || vec![file("config", "1.env"), file("config", "2.env")];
+    for (over, d, e) in [
+        (vec![], "first", Some("second")),
+        (vec![file("config", "over.env")], "over", None),
+    ] {
+        let id = run_with_files(&runtime, files(), over).await;
+        until(&runtime, &id, TaskStatus::Running).await;
+        let told = world.host.told.lock().unwrap().remove(0);
+        let env = &told.containers[0].env;
+        let found = ["A", "B", "C", "D"].map(|name| env[name].as_str());
+        assert_eq!(found, ["definition", "hunter2 hunter2", "override", d]);
+        assert_eq!(env.get("E").map(String::as_str), e);
+        // Over what the image says.
+        assert_eq!(env.get("PATH").is_some_and(|path| path == "/file"), e.is_some());
+    }
+
+    for (name, content, end) in [
+        (
+            file("none", "1.env"),
+            None,
+            "NoSuchBucket: The specified bucket does not exist",
+        ),
+        (
+            file("config", "none.env"),
+            None,
+            "NoSuchKey: The specified key does not exist.",
+        ),
+        (
+            file("config", "bad.env"),
+            Some(b"A=\xff".as_slice()),
+            "it is no UTF-8 text",
+        ),
+        (
+            file("config", "bad.env"),
+            Some(b"A=1\nB=\0"),
+            "line 2 has a null character, which no environment variable can have",
+        ),
+    ] {
+        if let Some(content) = content {
+            put_file(&runtime, &name.key, content).await;
+        }
+        let id = run_with_files(&runtime, vec![name.clone()], vec![]).await;
+        let task = until(&runtime, &id, TaskStatus::Stopped).await;
+        assert_eq!(
+            task.stop.unwrap().reason,
+            format!(
+                "ResourceInitializationError: failed to download env files: {}: {end}",
+                name.value
+            )
+        );
     }
 }
 

@@ -209,3 +209,72 @@ async fn a_deleted_secret_can_be_restored_until_its_window_is_over_and_is_gone_a
     assert!(store.records.store().list("sealed/").await.unwrap().is_empty());
     store.create_secret(create("kept", None)).await.unwrap();
 }
+
+fn object(key: &str, content: &str) -> PutObject {
+    PutObject {
+        bucket: "config".into(),
+        key: key.into(),
+        content: SecretBytes::new(content.as_bytes().to_vec()),
+        etag: format!("etag of {key}"),
+        content_type: None,
+    }
+}
+
+#[tokio::test]
+async fn objects_are_sealed_listed_by_bucket_and_outlive_a_rotation() {
+    let world = World::new();
+    let store = world.open().await;
+    let missing = store.put_object(object("a", CLEAR)).await;
+    assert!(matches!(missing, Err(SecretError::BucketNotFound(_))));
+    for bucket in ["config", "config2"] {
+        store.create_bucket(bucket).await.unwrap();
+    }
+    let again = store.create_bucket("config").await;
+    assert!(matches!(again, Err(SecretError::BucketExists(_))));
+    for content in ["first", CLEAR] {
+        store.put_object(object("b/a", content)).await.unwrap();
+    }
+    store.put_object(object("a", "x")).await.unwrap();
+    assert_eq!(
+        files_with(world.dir.path(), CLEAR.as_bytes()),
+        Vec::<PathBuf>::new()
+    );
+
+    let rotated = store.rotate().await.unwrap();
+    assert_eq!(rotated.values, 2);
+    drop(store);
+    let store = world.open().await;
+    let (about, content) = store.object("config", "b/a").await.unwrap();
+    assert_eq!(content.expose(), CLEAR.as_bytes());
+    assert_eq!((about.bytes, about.etag), (28, "etag of b/a".to_owned()));
+    let keys = store.objects("config").await.unwrap();
+    assert_eq!(
+        keys.iter().map(|object| &object.key).collect::<Vec<_>>(),
+        ["a", "b/a"]
+    );
+    assert!(store.objects("config2").await.unwrap().is_empty());
+
+    let kept = store.delete_bucket("config").await;
+    assert!(matches!(kept, Err(SecretError::BucketNotEmpty(_))));
+    // What is not there is deleted, too.
+    for key in ["a", "b/a", "b/a"] {
+        store.delete_object("config", key).await.unwrap();
+    }
+    let gone = store.object("config", "a").await;
+    assert!(matches!(gone, Err(SecretError::ObjectNotFound { .. })));
+    assert!(store.records.store().list("sealed/").await.unwrap().is_empty());
+    store.delete_bucket("config").await.unwrap();
+    assert_eq!(store.buckets().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_file_that_is_lost_is_missed_by_an_object_alone() {
+    let world = World::new();
+    let store = world.open().await;
+    store.create_bucket("config").await.unwrap();
+    store.put_object(object("a", "x")).await.unwrap();
+    drop(store);
+    std::fs::remove_file(world.key_file()).unwrap();
+    let lost = world.try_open(world.records()).await;
+    assert!(matches!(lost, Err(SecretError::KeyFileMissing(_))));
+}
