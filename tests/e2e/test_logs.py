@@ -3,12 +3,13 @@
 import os
 import re
 import signal
+import subprocess
 import time
 
 import botocore.config
 import botocore.exceptions
 import pytest
-from tasks import container
+from tasks import container, task_id
 
 # How many lines one task writes as fast as it can. A million takes the emulated lab some minutes.
 LINES = int(os.environ.get("BERTH_E2E_LOG_LINES", "100000"))
@@ -178,6 +179,22 @@ def test_a_live_tail_shows_what_comes(running, tasks, group):
     began = time.monotonic()
     code, _ = refusal(client.start_live_tail, logGroupIdentifiers=["/e2e/none"])
     assert code == "ResourceNotFoundException"
+
+
+def test_version_2_of_the_aws_cli_follows_a_container(running, images, tasks):
+    script = "echo first; until [ -e /go ]; do sleep 1; done; echo second; sleep 3600"
+    task = tasks.start(images.busybox, script, log_group="/e2e/followed", stopTimeout=2)
+    # Debian's; the one of the Python packages is version 1, which cannot do it.
+    line = ["/usr/bin/aws", "--endpoint-url", running.url, "logs", "tail", "/e2e/followed", "--follow", "--format", "short"]
+    environment = {**running.environment(), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as tail:
+        try:
+            assert tail.stdout.readline().endswith(" first\n")
+            running.berth("exec", task_id(task), "--", "touch", "/go", check=True)
+            assert tail.stdout.readline().endswith(" second\n")
+        finally:
+            tail.kill()
+    tasks.stop(task)
 
 
 def test_every_line_of_many_arrives_in_order(running, images, tasks):

@@ -56,6 +56,7 @@ pub(crate) const TESTS: &[Package] = &[
     package("busybox-static", "/bin/busybox"),
     package("umoci", "/usr/bin/umoci"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
+    package("awscli", "/usr/bin/aws"),
 ];
 
 /// For measuring the data path of a machine.
