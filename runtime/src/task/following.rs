@@ -172,6 +172,7 @@ impl Context {
         holdings: &mut Holdings,
     ) -> Result<(Arc<dyn Machine>, TaskSpec), HostError> {
         let (spec, images) = self.prepare(task).await?;
+        tracing::debug!(task = %task.id, "its machine is to be started");
         let tap = match holdings.tap.take() {
             Some(tap) => Some(tap),
             None => self.host.attach_network(&task.eni).await?,
@@ -195,7 +196,9 @@ impl Context {
             mac: task.eni.mac.clone(),
             mtu: self.host.mtu(),
         });
-        Ok((machine.await?, spec))
+        let machine = machine.await?;
+        tracing::debug!(task = %task.id, "its machine is started");
+        Ok((machine, spec))
     }
 
     fn writers(&self, task: &Task) -> Result<BTreeMap<String, OutputWriter>, HostError> {

@@ -182,6 +182,7 @@ impl Worker {
         } = greeting;
         let stream = stream.as_mut();
         let mut buffer = ReadBuffer::new();
+        tracing::debug!(task = self.task.task_id, "its guest says hello");
         self.say_hello(stream).await?;
         // A guest is given its task once.
         match (session, self.hand_over.take()) {
@@ -192,6 +193,7 @@ impl Worker {
                 drop(secrets);
                 stream.write_all(&run).await?;
                 faults::pass(Point::HandedOver);
+                tracing::debug!(task = self.task.task_id, "its guest has it");
             }
             _ => {
                 self.known.send_replace(true);
