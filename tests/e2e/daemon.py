@@ -2,11 +2,13 @@
 
 import configparser
 import functools
+import json
 import os
 import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,6 +106,25 @@ class Daemon:
         except OSError as error:
             return error
         return None
+
+    def arguments_without(self, *options):
+        """Its arguments but these options."""
+        return [argument for argument in self.arguments if argument.split("=")[0].removeprefix("--") not in options]
+
+    def panic_guest(self, task_id):
+        """Has the kernel of a task's guest panic, as it does when its PID 1 dies. A daemon need not run."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.settimeout(30)
+            control.connect(str(self.data_dir / "machines" / task_id / "control.sock"))
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                control.send(json.dumps({"id": 1, "command": "nmi"}).encode())
+                answer = json.loads(control.recv(64 * 1024))
+                if answer["outcome"] == "done":
+                    return
+                # Early in its boot.
+                assert "takes no interrupts" in answer["error"] and time.monotonic() < deadline, answer
+                time.sleep(0.1)
 
     def tail(self, lines=80):
         if not self.log.exists():

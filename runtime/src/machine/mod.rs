@@ -3,6 +3,7 @@
 //! All of a machine is under `<data>/machines/<task id>/`, in its cgroup and its tap. What a VMM is started with is in
 //! `launch`, the writable disk in `scratch`, a running one in `running`.
 
+mod extents;
 mod launch;
 mod process;
 mod rates;

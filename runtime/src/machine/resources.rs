@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::extents::taken_bytes;
 use super::{SCRATCH_FILE, at};
 use crate::task::host::{HostError, Resources};
 
@@ -28,12 +29,7 @@ pub(super) fn of_this_host(
         .filter_map(|machine| fs::metadata(machine.path().join(SCRATCH_FILE)).ok())
         .map(|disk| disk.blocks() * BLOCK_BYTES)
         .sum();
-    let volumes: u64 = fs::read_dir(volumes_dir)
-        .map_err(|error| at(volumes_dir, "read", &error))?
-        .flatten()
-        .filter_map(|volume| volume.metadata().ok())
-        .map(|disk| disk.blocks() * BLOCK_BYTES)
-        .sum();
+    let volumes = taken_bytes(volumes_dir).map_err(|error| at(volumes_dir, "read", &error))?;
     let file_system = nix::sys::statvfs::statvfs(machines_dir)
         .map_err(|error| at(machines_dir, "find the free space of", &error.into()))?;
     let free = file_system
