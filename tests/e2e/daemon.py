@@ -111,20 +111,22 @@ class Daemon:
         """Its arguments but these options."""
         return [argument for argument in self.arguments if argument.split("=")[0].removeprefix("--") not in options]
 
-    def panic_guest(self, task_id):
-        """Has the kernel of a task's guest panic, as it does when its PID 1 dies. A daemon need not run."""
+    def panic_guest(self, task_id, once_it_speaks=False):
+        """Has the kernel of a task's guest panic, as it does when its PID 1 dies. Where no daemon runs, it may be waited for that
+        the guest speaks to one."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-            control.settimeout(30)
+            control.settimeout(START_SECONDS)
             control.connect(str(self.data_dir / "machines" / task_id / "control.sock"))
-            deadline = time.monotonic() + START_SECONDS
-            while True:
-                control.send(json.dumps({"id": 1, "command": "nmi"}).encode())
-                answer = json.loads(control.recv(64 * 1024))
-                if answer["outcome"] == "done":
-                    return
-                # Early in its boot.
-                assert "takes no interrupts" in answer["error"] and time.monotonic() < deadline, answer
-                time.sleep(0.1)
+
+            def ask(command):
+                control.send(json.dumps({"id": 1, "command": command}).encode())
+                assert json.loads(control.recv(64 * 1024))["outcome"] == "done"
+
+            if once_it_speaks:
+                ask("attach")
+                # The guest's connection, whose descriptor comes beside.
+                assert control.recv(64 * 1024)
+            ask("nmi")
 
     def tail(self, lines=80):
         if not self.log.exists():
