@@ -118,14 +118,18 @@ class Daemon:
             control.settimeout(START_SECONDS)
             control.connect(str(self.data_dir / "machines" / task_id / "control.sock"))
 
+            def next_message(kind):
+                while (message := json.loads(control.recv(64 * 1024)))["message"] != kind:
+                    pass
+                return message
+
             def ask(command):
                 control.send(json.dumps({"id": 1, "command": command}).encode())
-                assert json.loads(control.recv(64 * 1024))["outcome"] == "done"
+                assert next_message("reply")["outcome"] == "done"
 
             if once_it_speaks:
                 ask("attach")
-                # The guest's connection, whose descriptor comes beside.
-                assert control.recv(64 * 1024)
+                next_message("vsock_connection")
             ask("nmi")
 
     def tail(self, lines=80):
