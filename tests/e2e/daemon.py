@@ -119,9 +119,12 @@ class Daemon:
             control.connect(str(self.data_dir / "machines" / task_id / "control.sock"))
 
             def next_message(kind):
-                while (message := json.loads(control.recv(64 * 1024)))["message"] != kind:
-                    pass
-                return message
+                while True:
+                    packet = control.recv(64 * 1024)
+                    assert packet, "the machine has ended"
+                    message = json.loads(packet)
+                    if message["message"] == kind:
+                        return message
 
             def ask(command):
                 control.send(json.dumps({"id": 1, "command": command}).encode())
