@@ -263,7 +263,9 @@ def test_a_deletion_that_is_cut_off_is_ended_by_the_next_daemon(running, base):
 
 
 def test_a_task_has_its_volume_through_a_death_at_every_point_of_it(running, images, tasks, base):
-    left = [point for point in points("volume-") if point not in ["volume-stored", "volume-deletion-stored"]]
+    own = [point for point in points("volume-") if point not in ["volume-stored", "volume-deletion-stored"]]
+    # With those at which it is given its volume, and gives it back.
+    left = ["task-admitted", *own, "machine-removed", "task-stopped-unstored"]
     script, output = numbered(8)
     definition = volumes.define(tasks, images.busybox, f"grep -q ' /data ext4 ' /proc/mounts && : > /data/file && {script}")
     configuration = {"name": "data", "managedEBSVolume": {"roleArn": ROLE, "snapshotId": "kept"}}
