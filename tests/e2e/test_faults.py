@@ -94,7 +94,7 @@ def test_guest_that_dies_between_its_containers_starts_fails_the_start(running, 
         "command": ["sleep", "3600"],
         "dependsOn": [{"containerName": "first", "condition": "SUCCESS"}],
     }
-    first = {"name": "first", "image": images.busybox, "essential": False, "command": ["sh", "-c", "echo up; sleep 3600"]}
+    first = {"name": "first", "image": images.busybox, "essential": False, "command": ["sleep", "3600"]}
     definition = tasks.ecs.register_task_definition(
         family="half-started",
         networkMode="awsvpc",
@@ -104,7 +104,10 @@ def test_guest_that_dies_between_its_containers_starts_fails_the_start(running, 
         containerDefinitions=[main, first],
     )["taskDefinition"]["taskDefinitionArn"]
     task = tasks.run(definition)
-    tasks.wait_for_output(task, "up")
+    deadline = time.monotonic() + START_SECONDS
+    while [one["lastStatus"] for one in tasks.describe(task)["containers"]] != ["PENDING", "RUNNING"]:
+        assert time.monotonic() < deadline, running.tail()
+        time.sleep(0.2)
     died_at = time.time()
     running.panic_guest(task_id(task))
     ended = assert_stopped_soon(tasks, task, died_at)
