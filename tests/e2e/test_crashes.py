@@ -310,9 +310,8 @@ def test_volumes_whose_records_find_no_room_are_made_and_deleted_when_they_do(ru
 
 @pytest.fixture
 def sharing(running):
-    """The daemon, stopped, and told that its tasks may start as clones of a template."""
+    """The daemon, whose tasks may start as clones of a template from its next start on."""
     usual = running.arguments
-    running.stop()
     running.arguments = running.arguments_without("isolation")
     yield running
     running.arguments = usual
@@ -329,6 +328,7 @@ def test_a_template_that_is_cut_off_is_gone_with_the_next_daemon(images, tasks, 
     before = host.snapshot(sharing.data_dir)
     making = points("template-")
     assert len(making) > 4
+    sharing.stop()
     for point in making:
         sharing.start(f"{point}=kill")
         task = Tasks(sharing, tasks.network).run(definition)
@@ -350,6 +350,7 @@ def test_a_template_that_is_cut_off_is_gone_with_the_next_daemon(images, tasks, 
 
 def test_a_template_that_finds_no_room_is_none(images, tasks, sharing):
     before = host.snapshot(sharing.data_dir)
+    sharing.stop()
     sharing.start("template-begun=enospc*1,template-written=enospc*1")
     tasks = Tasks(sharing, tasks.network)
     # Of each shape one is tried once.
