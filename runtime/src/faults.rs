@@ -95,6 +95,34 @@ points! {
     KeyAdded = "secrets-key-added",
     /// All secrets are sealed with the new key, and the old one is there still.
     SecretsResealed = "secrets-resealed",
+    /// A volume or snapshot is to be made, and its record says so; nothing of its disk is there.
+    VolumeStored = "volume-stored",
+    /// Its disk is there under a preliminary name, and empty. (Can be refused.)
+    VolumeDiskBegun = "volume-disk-begun",
+    /// Some of the bytes that it is a copy of are copied. (Can be refused.)
+    VolumeHalfCopied = "volume-half-copied",
+    /// Its disk is whole under its preliminary name. (Can be refused.)
+    VolumeDiskFilled = "volume-disk-filled",
+    /// Its disk is whole, and its record does not say so.
+    VolumeDiskMade = "volume-disk-made",
+    /// As above, and its record says so; nobody was told.
+    VolumeMade = "volume-made",
+    /// A volume or snapshot is to be deleted, and its record says so; its disk is there.
+    VolumeDeletionStored = "volume-deletion-stored",
+    /// Its disk is gone, and its record is there.
+    VolumeDiskRemoved = "volume-disk-removed",
+    /// The files of a template are there, and empty. (Can be refused.)
+    TemplateBegun = "template-begun",
+    /// Its machine waits for a task, and is about to be written down.
+    TemplateBooted = "template-booted",
+    /// Its machine writes itself down, and has not said that it is done.
+    TemplateUnwritten = "template-unwritten",
+    /// Its memory and its state are written, and were not tried. (Can be refused.)
+    TemplateWritten = "template-written",
+    /// A clone of it has said hello in its trial, and runs.
+    TemplateOnTrial = "template-on-trial",
+    /// It stood its trial, and no task can start from it yet.
+    TemplateTried = "template-tried",
 }
 
 impl Point {
@@ -128,7 +156,15 @@ impl Point {
     fn writes(self) -> bool {
         matches!(
             self,
-            Point::BlobDownloaded | Point::RootfsPacked | Point::LinesArrived | Point::StateCommit
+            Point::BlobDownloaded
+                | Point::RootfsPacked
+                | Point::LinesArrived
+                | Point::StateCommit
+                | Point::VolumeDiskBegun
+                | Point::VolumeHalfCopied
+                | Point::VolumeDiskFilled
+                | Point::TemplateBegun
+                | Point::TemplateWritten
         )
     }
 }

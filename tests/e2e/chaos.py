@@ -1,11 +1,9 @@
 """A mixed load under random faults: what breaks, who breaks it, and what must hold once all is quiet."""
 
 import contextlib
-import json
 import os
 import secrets
 import signal
-import socket
 import time
 
 import botocore.exceptions
@@ -144,14 +142,7 @@ class Faults:
         return self._machine(lambda task: os.kill(host.machine_of(task), signal.SIGKILL))
 
     def panic_guest(self):
-        return self._machine(self._nmi)
-
-    def _nmi(self, task):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-            control.settimeout(30)
-            control.connect(str(self.running.data_dir / "machines" / task / "control.sock"))
-            control.send(json.dumps({"id": 1, "command": "nmi"}).encode())
-            control.recv(64 * 1024)
+        return self._machine(self.running.panic_guest)
 
     def _machine(self, act):
         """Acts on the machine of a running task; its own end may be faster."""

@@ -57,7 +57,8 @@ def daemon(images, private_registry):
     """The daemon that every test uses; at its end, nothing of any task may be left on the host."""
     before = host.snapshot(product.SCRATCH / "data")
     assert before["machines"] == [], "another Berth runs on this host"
-    # The emulated lab's own kernel does not bear many clones at once (lab/README.md); `test_templates` makes a few.
+    # The emulated lab's own kernel does not bear many clones at once (lab/README.md); `test_templates` and `test_crashes` make
+    # a few.
     arguments = ["--isolation=strict"] if os.environ.get("BERTH_LAB") == "nested" else []
     daemon = Daemon(product.SCRATCH / "data", [images.registry.host, private_registry.host], arguments)
     daemon.start()

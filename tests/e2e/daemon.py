@@ -2,11 +2,13 @@
 
 import configparser
 import functools
+import json
 import os
 import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,6 +106,34 @@ class Daemon:
         except OSError as error:
             return error
         return None
+
+    def arguments_without(self, *options):
+        """Its arguments but these options."""
+        return [argument for argument in self.arguments if argument.split("=")[0].removeprefix("--") not in options]
+
+    def panic_guest(self, task_id, once_it_speaks=False):
+        """Has the kernel of a task's guest panic, as it does when its PID 1 dies. Where no daemon runs, it may be waited for that
+        the guest speaks to one."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.settimeout(START_SECONDS)
+            control.connect(str(self.data_dir / "machines" / task_id / "control.sock"))
+
+            def next_message(kind):
+                while True:
+                    packet = control.recv(64 * 1024)
+                    assert packet, "the machine has ended"
+                    message = json.loads(packet)
+                    if message["message"] == kind:
+                        return message
+
+            def ask(command):
+                control.send(json.dumps({"id": 1, "command": command}).encode())
+                assert next_message("reply")["outcome"] == "done"
+
+            if once_it_speaks:
+                ask("attach")
+                next_message("vsock_connection")
+            ask("nmi")
 
     def tail(self, lines=80):
         if not self.log.exists():

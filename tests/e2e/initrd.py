@@ -12,7 +12,7 @@ exec > /dev/ttyS0
 """
 
 
-def initrd(name, script):
+def initrd(name, script, prepare=PREPARE):
     """An initial RAM file system (cpio, newc) of busybox and a script as init."""
     archive = bytearray()
 
@@ -24,7 +24,7 @@ def initrd(name, script):
 
     add("bin", 0o040755)
     add("bin/busybox", 0o100755, product.BUSYBOX.read_bytes())
-    add("init", 0o100755, (PREPARE + script).encode())
+    add("init", 0o100755, (prepare + script).encode())
     add("TRAILER!!!", 0)
     path = product.SCRATCH / f"{name}.cpio"
     path.write_bytes(archive)

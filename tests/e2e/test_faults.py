@@ -1,9 +1,7 @@
 """What breaks under a task ends that task, soon and with the reason; nothing else is touched."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import time
 
@@ -11,11 +9,17 @@ import host
 import images as oci
 import product
 import pytest
+from initrd import initrd
 from registry import Registry, free_port
-from tasks import container, task_id
+from tasks import START_SECONDS, Tasks, container, task_id
 
 # From the death of a machine to STOPPED.
 NOTICE_SECONDS = 2
+# As the daemon says it of a machine whose guest is no more.
+PANIC = "the guest kernel panicked or was reset"
+SHELL = "#!/bin/busybox sh\n"
+# Beside the containers' own time, how long a guest may take to stop before it is ended, and what a slow host takes beside that.
+STOP_MARGIN, SLOW_SECONDS = 10, 30
 GIB = 1 << 30
 
 
@@ -55,13 +59,109 @@ def test_task_stops_when_its_machine_is_killed(tasks, victim):
 
 
 def test_task_stops_when_its_kernel_panics(running, tasks, victim):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-        control.settimeout(30)
-        control.connect(str(running.data_dir / "machines" / task_id(victim) / "control.sock"))
-        died_at = time.time()
-        control.send(json.dumps({"id": 1, "command": "nmi"}).encode())
-        assert json.loads(control.recv(64 * 1024))["outcome"] == "done"
-        assert_stopped_soon(tasks, victim, died_at)
+    died_at = time.time()
+    running.panic_guest(task_id(victim))
+    ended = assert_stopped_soon(tasks, victim, died_at)
+    assert PANIC in ended["stoppedReason"]
+
+
+@pytest.mark.parametrize("moment", ["machine-noted", "hand-over-marked", "handed-over"])
+def test_guest_that_dies_before_its_containers_are_heard_of_ends_its_task_and_nothing_else(running, images, tasks, moment):
+    """The daemon's own death holds the moment: before the guest's hello, before it is given its task, before it tells of it."""
+    definition = tasks.define(images.busybox, "sleep 3600", stopTimeout=2)
+    before = host.snapshot(running.data_dir)
+    running.stop()
+    running.start(f"{moment}=kill")
+    task = Tasks(running, tasks.network).run(definition)
+    running.process.wait(timeout=START_SECONDS)
+    running.panic_guest(task_id(task), once_it_speaks=moment == "machine-noted")
+    running.start()
+    tasks = Tasks(running, tasks.network)
+    ended = tasks.wait(task, "STOPPED")
+    assert PANIC in ended["stoppedReason"], ended
+    assert "exitCode" not in container(ended)
+    (line,) = running.wire.berth("GetBill", task=task_id(task))["lines"]
+    assert not line["open"]
+    assert line["closedAt"] == pytest.approx(ended["executionStoppedAt"].timestamp(), abs=0.002)
+    assert host.wait_for_no_difference(before, running.data_dir) == []
+    assert container(tasks.finish(images.busybox, "exit 5"))["exitCode"] == 5
+
+
+def test_guest_that_dies_between_its_containers_starts_fails_the_start(running, images, tasks):
+    main = {
+        "name": "main",
+        "image": images.busybox,
+        "command": ["sleep", "3600"],
+        "dependsOn": [{"containerName": "first", "condition": "SUCCESS"}],
+    }
+    first = {"name": "first", "image": images.busybox, "essential": False, "command": ["sleep", "3600"]}
+    definition = tasks.ecs.register_task_definition(
+        family="half-started",
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE"],
+        cpu="1024",
+        memory="2048",
+        containerDefinitions=[main, first],
+    )["taskDefinition"]["taskDefinitionArn"]
+    task = tasks.run(definition)
+    deadline = time.monotonic() + START_SECONDS
+    while [one["lastStatus"] for one in tasks.describe(task)["containers"]] != ["PENDING", "RUNNING"]:
+        assert time.monotonic() < deadline, running.tail()
+        time.sleep(0.2)
+    died_at = time.time()
+    running.panic_guest(task_id(task))
+    ended = assert_stopped_soon(tasks, task, died_at)
+    assert PANIC in ended["stoppedReason"] and ended["stopCode"] == "TaskFailedToStart", ended
+    assert "startedAt" not in ended
+    assert not any("exitCode" in one for one in ended["containers"]), ended
+
+
+def test_guest_that_dies_while_it_stops_is_not_waited_for(running, images, tasks):
+    line = "trap 'echo asked' TERM; echo up; while :; do sleep 1; done"
+    task = tasks.start(images.busybox, line, stopTimeout=120)
+    tasks.wait_for_output(task, "up")
+    tasks.ecs.stop_task(task=task["taskArn"], reason="enough")
+    tasks.wait_for_output(task, "asked")
+    died_at = time.time()
+    running.panic_guest(task_id(task))
+    ended = assert_stopped_soon(tasks, task, died_at)
+    assert (ended["stopCode"], ended["stoppedReason"]) == ("UserInitiated", "enough")
+    assert PANIC in container(ended)["reason"] and "exitCode" not in container(ended), ended
+
+
+@pytest.fixture
+def guests_with(running):
+    """Gives guests another init, a script of busybox; after the test the usual one."""
+    usual = running.arguments
+
+    def restart(name, script):
+        assert running.stop() == 0
+        running.arguments = [*running.arguments_without("initrd"), f"--initrd={initrd(name, script, SHELL)}"]
+        running.start()
+
+    yield restart
+    assert running.stop() == 0
+    running.arguments = usual
+    running.start()
+
+
+def test_init_that_dies_before_its_hello_fails_the_start(guests_with, images, tasks):
+    guests_with("dies", "exit 1")
+    ended = tasks.finish(images.busybox, "exit 5")
+    assert PANIC in ended["stoppedReason"] and ended["stopCode"] == "TaskFailedToStart", ended
+    assert "exitCode" not in container(ended)
+
+
+def test_init_that_never_says_hello_is_stopped_all_the_same(guests_with, images, tasks):
+    guests_with("mute", "while :; do /bin/busybox sleep 3600; done")
+    task = tasks.run(tasks.define(images.busybox, "exit 5", stopTimeout=2))
+    # Its machine runs: nothing is heard of it that could be waited for.
+    while not (host.CGROUP / task_id(task)).exists() or tasks.describe(task)["lastStatus"] != "ACTIVATING":
+        time.sleep(0.2)
+    asked_at = time.monotonic()
+    (ended,) = tasks.stop(task)
+    assert time.monotonic() - asked_at < 2 + STOP_MARGIN + SLOW_SECONDS
+    assert ended["stopCode"] == "UserInitiated" and "exitCode" not in container(ended), ended
 
 
 def test_registry_that_is_down_is_named(tasks):

@@ -36,7 +36,7 @@ def daemon_with(daemon):
 
     def restart(*options):
         assert daemon.stop() == 0
-        daemon.arguments = [option for option in usual if not option.startswith("--isolation")] + list(options)
+        daemon.arguments = daemon.arguments_without("isolation") + list(options)
         daemon.start()
 
     yield restart

@@ -120,7 +120,11 @@ impl Client {
 
     /// Sends a request and waits for its reply. Other messages that come before it are kept for [`Client::recv`].
     pub fn request(&self, command: Command) -> Result<(Outcome, Option<OwnedFd>), ClientError> {
-        let sent = self.send(command)?;
+        self.reply(self.send(command)?)
+    }
+
+    /// Waits for the reply to what was sent with this id, as [`Client::request`] does.
+    pub fn reply(&self, sent: u64) -> Result<(Outcome, Option<OwnedFd>), ClientError> {
         loop {
             match self.recv_from_socket()? {
                 (ServerMessage::Reply { id, outcome }, descriptor) if id == sent => {

@@ -3,6 +3,7 @@
 //! All of a machine is under `<data>/machines/<task id>/`, in its cgroup and its tap. What a VMM is started with is in
 //! `launch`, the writable disk in `scratch`, a running one in `running`.
 
+mod extents;
 mod launch;
 mod process;
 mod rates;
@@ -315,9 +316,18 @@ impl Host for LocalHost {
         self.volumes.used_bytes(id)
     }
 
-    fn resources(&self) -> Result<Resources, HostError> {
-        let kept = self.images.promised_bytes().map_err(host_error)?;
-        resources::of_this_host(&self.starter.machines_dir, self.volumes.dir(), kept)
+    fn resources(&self) -> BoxFuture<'_, Result<Resources, HostError>> {
+        let (images, volumes) = (self.images.clone(), self.volumes.clone());
+        let machines_dir = self.starter.machines_dir.clone();
+        Box::pin(async move {
+            // Counts files, and waits for images that are being deleted.
+            let counted = tokio::task::spawn_blocking(move || {
+                let kept = images.promised_bytes().map_err(host_error)?;
+                resources::of_this_host(&machines_dir, volumes.dir(), kept)
+            });
+            let counted = counted.await;
+            counted.map_err(|error| HostError(error.to_string())).flatten()
+        })
     }
 
     fn images(&self) -> Option<&ImageStore> {

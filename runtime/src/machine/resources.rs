@@ -1,16 +1,14 @@
 //! What this host has for tasks: processors, memory, and disk where the machines' folders are.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::extents::taken_bytes;
 use super::{SCRATCH_FILE, at};
 use crate::task::host::{HostError, Resources};
 
 /// CPU units of a processor, as ECS counts them.
 const UNITS_PER_CPU: u64 = 1024;
-/// `st_blocks` of stat(2) counts these, whatever the file system's own are.
-const BLOCK_BYTES: u64 = 512;
 
 /// Both folders are on one file system, of whose free space `kept_bytes` are not for tasks.
 pub(super) fn of_this_host(
@@ -21,19 +19,12 @@ pub(super) fn of_this_host(
     // Those that this process may run on.
     let cpus = std::thread::available_parallelism()
         .map_err(|error| HostError(format!("cannot count the processors: {error}")))?;
-    let taken: u64 = fs::read_dir(machines_dir)
-        .map_err(|error| at(machines_dir, "read", &error))?
-        .flatten()
-        // A machine that goes meanwhile takes nothing.
-        .filter_map(|machine| fs::metadata(machine.path().join(SCRATCH_FILE)).ok())
-        .map(|disk| disk.blocks() * BLOCK_BYTES)
-        .sum();
-    let volumes: u64 = fs::read_dir(volumes_dir)
-        .map_err(|error| at(volumes_dir, "read", &error))?
-        .flatten()
-        .filter_map(|volume| volume.metadata().ok())
-        .map(|disk| disk.blocks() * BLOCK_BYTES)
-        .sum();
+    let entries = |dir: &Path| {
+        let entries = fs::read_dir(dir).map_err(|error| at(dir, "read", &error))?;
+        Ok::<_, HostError>(entries.flatten().map(|entry| entry.path()))
+    };
+    let machines = entries(machines_dir)?.map(|machine| machine.join(SCRATCH_FILE));
+    let taken = taken_bytes(machines.chain(entries(volumes_dir)?));
     let file_system = nix::sys::statvfs::statvfs(machines_dir)
         .map_err(|error| at(machines_dir, "find the free space of", &error.into()))?;
     let free = file_system
@@ -42,10 +33,7 @@ pub(super) fn of_this_host(
     Ok(Resources {
         cpu_units: cpus.get() as u64 * UNITS_PER_CPU,
         memory_bytes: memory_bytes()?,
-        disk_bytes: free
-            .saturating_add(taken)
-            .saturating_add(volumes)
-            .saturating_sub(kept_bytes),
+        disk_bytes: free.saturating_add(taken).saturating_sub(kept_bytes),
     })
 }
 

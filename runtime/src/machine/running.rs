@@ -20,6 +20,7 @@ use tokio::net::UnixStream;
 
 use super::process::Process;
 use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, at, working_set};
+use crate::faults::{self, Point};
 use crate::model::Timestamp;
 use crate::task::host::{Accepted, GuestPort, GuestStream, HostError, Machine, MachineEnd};
 
@@ -101,18 +102,22 @@ impl RunningMachine {
 
     /// Has the machine written down, which ends it.
     pub async fn snapshot(&self) -> Result<(), HostError> {
-        self.command(Command::Snapshot).await
+        self.command(Command::Snapshot, Some(Point::TemplateUnwritten))
+            .await
     }
 
-    /// Has the VMM do something.
-    async fn command(&self, command: Command) -> Result<(), HostError> {
+    /// Has the VMM do something; between the question and the answer is this point.
+    async fn command(&self, command: Command, asked: Option<Point>) -> Result<(), HostError> {
         let dir = self.dir.clone();
         let turn = Arc::clone(&self.commands).lock_owned().await;
         // On a connection of its own, which blocks: the other one is the guest's.
         let done = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let failed = |error: ClientError| HostError(error.to_string());
-            match connect(&dir)?.request(command).map_err(failed)? {
+            let client = connect(&dir)?;
+            let sent = client.send(command).map_err(failed)?;
+            faults::pass(asked);
+            match client.reply(sent).map_err(failed)? {
                 (Outcome::Error { error }, _) => Err(HostError(error)),
                 _ => Ok(()),
             }
@@ -162,11 +167,11 @@ impl Machine for RunningMachine {
     }
 
     fn pause(&self) -> BoxFuture<'_, Result<(), HostError>> {
-        Box::pin(self.command(Command::Pause))
+        Box::pin(self.command(Command::Pause, None))
     }
 
     fn resume(&self) -> BoxFuture<'_, Result<(), HostError>> {
-        Box::pin(self.command(Command::Resume))
+        Box::pin(self.command(Command::Resume, None))
     }
 
     fn kill(&self) -> BoxFuture<'_, ()> {

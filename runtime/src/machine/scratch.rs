@@ -14,6 +14,8 @@ use super::at;
 use crate::task::host::HostError;
 
 const SECTOR_BYTES: u64 = 512;
+/// What is copied in one go.
+const PIECE_BYTES: i64 = 16 << 20;
 
 /// The formatted images that are copied.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ impl ScratchDisks {
         }
         let formatted = self.formatted(gib)?;
         let source = File::open(&formatted).map_err(|error| at(&formatted, "open", &error))?;
-        copy_sparse(&source, &target).map_err(|error| at(path, "write", &error))?;
+        copy_sparse(&source, &target, |_| Ok(())).map_err(|error| at(path, "write", &error))?;
         Ok(target)
     }
 
@@ -101,8 +103,12 @@ pub(super) fn mkfs(path: &Path, options: &[&str]) -> Result<(), HostError> {
     )))
 }
 
-/// Copies data, leaves holes.
-pub(super) fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
+/// Copies data, leaves holes. After each piece `copied` is told its bytes, and can end the copy.
+pub(super) fn copy_sparse(
+    source: &File,
+    target: &File,
+    mut copied: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
     let length = i64::try_from(source.metadata()?.len()).map_err(io::Error::other)?;
     target.set_len(length.unsigned_abs())?;
     let mut position = 0;
@@ -113,32 +119,34 @@ pub(super) fn copy_sparse(source: &File, target: &File) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let end = lseek(source, start, Whence::SeekHole)?;
-        copy_range(source, target, start, end)?;
-        position = end;
+        position = start;
+        while position < end {
+            let piece = copy_piece(source, target, position, PIECE_BYTES.min(end - position))?;
+            position += piece;
+            copied(piece.unsigned_abs())?;
+        }
     }
     Ok(())
 }
 
-fn copy_range(source: &File, target: &File, start: i64, end: i64) -> io::Result<()> {
+/// Copies so many bytes, or fewer; how many.
+fn copy_piece(source: &File, target: &File, start: i64, length: i64) -> io::Result<i64> {
     let (mut from, mut to) = (start, start);
-    while from < end {
-        let length = usize::try_from(end - from).map_err(io::Error::other)?;
-        // SAFETY: both descriptors are open, both offsets are live i64s that the kernel updates, no other memory is passed.
-        let copied = unsafe {
-            libc::copy_file_range(
-                source.as_raw_fd(),
-                &raw mut from,
-                target.as_raw_fd(),
-                &raw mut to,
-                length,
-                0,
-            )
-        };
-        match copied {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            copied if copied < 0 => return Err(io::Error::last_os_error()),
-            _ => {}
-        }
+    let length = usize::try_from(length).map_err(io::Error::other)?;
+    // SAFETY: both descriptors are open, both offsets are live i64s that the kernel updates, no other memory is passed.
+    let copied = unsafe {
+        libc::copy_file_range(
+            source.as_raw_fd(),
+            &raw mut from,
+            target.as_raw_fd(),
+            &raw mut to,
+            length,
+            0,
+        )
+    };
+    match copied {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        copied if copied < 0 => Err(io::Error::last_os_error()),
+        _ => Ok(from - start),
     }
-    Ok(())
 }

@@ -20,6 +20,7 @@ use super::at;
 use super::launch::{self, Binaries, Start};
 use super::running::RunningMachine;
 use super::starter::Starter;
+use crate::faults::{self, Point};
 use crate::model::task::TaskId;
 use crate::network::template_tap;
 use crate::task::host::{HostError, MachineSpec};
@@ -251,6 +252,7 @@ impl Templates {
             let started = Instant::now();
             match this.make(shape, &starter).await {
                 Ok(template) => {
+                    faults::pass(Point::TemplateTried);
                     this.slots().insert(shape, Slot::Ready(Arc::new(template)));
                     this.keep_within(MAX_BYTES);
                     let milliseconds = started.elapsed().as_millis();
@@ -305,9 +307,16 @@ impl Templates {
             memory: new_file(&template.memory(), memory_bytes)?,
             state: new_file(&template.state(), 0)?,
         };
+        let written = |point| {
+            let unrefused = faults::write(point);
+            unrefused.map_err(|error| at(&template.dir, "write", &error))
+        };
+        written(Point::TemplateBegun)?;
         self.run(shape, start, starter, async |machine| {
             wait_for_hello(machine).await?;
-            machine.snapshot().await
+            faults::pass(Point::TemplateBooted);
+            machine.snapshot().await?;
+            written(Point::TemplateWritten)
         })
         .await?;
         // The trial: what does not work here would not work for a task. What it has touched, all clones will.
@@ -316,6 +325,7 @@ impl Templates {
         template.working_set = self
             .run(shape, template.clone_start()?, starter, async |machine| {
                 wait_for_hello(machine).await?;
+                faults::pass(Point::TemplateOnTrial);
                 machine.working_set(&memory).map_err(super::host_error)
             })
             .await?;

@@ -6,15 +6,19 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::at;
 use super::scratch::{copy_sparse, mkfs};
+use crate::faults::{self, Point};
 use crate::model::volume::VolumeId;
 use crate::task::host::{HostError, VolumeDisk};
 
 /// Of the name of a disk that is not whole yet.
 const UNFINISHED: &str = "new";
+/// Of a copy, what may wait in memory to be written: whoever stops it waits for that.
+const UNWRITTEN_BYTES: u64 = 16 << 20;
 /// `st_blocks` of stat(2) counts these.
 const BLOCK_BYTES: u64 = 512;
 /// With a journal: a disk outlives the crash of its machine. The file is new, so that no part of the journal needs zeroes.
@@ -62,12 +66,14 @@ impl VolumeDisks {
         &self.dir
     }
 
-    /// Makes a disk unless it is there.
+    /// Makes a disk unless it is there. It is not made to its end once the asker has gone away.
     pub(super) async fn make(&self, disk: VolumeDisk) -> Result<(), HostError> {
         let guard = self.lock(&disk.id).await;
         let this = self.clone();
+        let asker = Asker::default();
+        let gone = Arc::clone(&asker.gone);
         let made = tokio::task::spawn_blocking(move || {
-            let made = this.make_file(&disk);
+            let made = this.make_file(&disk, || !gone.load(Ordering::Relaxed));
             drop(guard);
             this.forget_lock(&disk.id);
             made
@@ -75,24 +81,33 @@ impl VolumeDisks {
         made.await.map_err(|error| HostError(error.to_string())).flatten()
     }
 
-    fn make_file(&self, disk: &VolumeDisk) -> Result<(), HostError> {
+    fn make_file(&self, disk: &VolumeDisk, wanted: impl Fn() -> bool) -> Result<(), HostError> {
         let path = self.path(&disk.id);
         if path.exists() {
             return Ok(());
         }
         let unfinished = path.with_extension(UNFINISHED);
-        let filled = self.fill(&unfinished, disk);
+        let filled = self.fill(&unfinished, disk, wanted);
         let named = filled.and_then(|()| {
             fs::rename(&unfinished, &path).map_err(|error| at(&path, "make", &error))?;
-            self.sync()
+            self.sync()?;
+            faults::pass(Point::VolumeDiskMade);
+            Ok(())
         });
         if named.is_err() {
             drop(fs::remove_file(&unfinished));
+            drop(fs::remove_file(&path));
         }
         named
     }
 
-    fn fill(&self, unfinished: &Path, disk: &VolumeDisk) -> Result<(), HostError> {
+    fn fill(&self, unfinished: &Path, disk: &VolumeDisk, wanted: impl Fn() -> bool) -> Result<(), HostError> {
+        let written = |result: io::Result<()>| result.map_err(|error| at(unfinished, "write", &error));
+        let check_wanted = || match wanted() {
+            true => Ok(()),
+            false => Err(io::Error::other("nobody asks for it any more")),
+        };
+        written(check_wanted())?;
         let options = OpenOptions::new()
             .read(true)
             .write(true)
@@ -101,11 +116,22 @@ impl VolumeDisks {
             .mode(0o600)
             .open(unfinished);
         let file = options.map_err(|error| at(unfinished, "make", &error))?;
+        written(faults::write(Point::VolumeDiskBegun))?;
         match &disk.source {
             Some(source) => {
                 let source = self.path(source);
                 let from = File::open(&source).map_err(|error| at(&source, "open", &error))?;
-                copy_sparse(&from, &file).map_err(|error| at(unfinished, "write", &error))?;
+                let mut unwritten = 0;
+                written(copy_sparse(&from, &file, |bytes| {
+                    faults::write(Point::VolumeHalfCopied)?;
+                    check_wanted()?;
+                    unwritten += bytes;
+                    if unwritten >= UNWRITTEN_BYTES {
+                        file.sync_data()?;
+                        unwritten = 0;
+                    }
+                    Ok(())
+                }))?;
             }
             None => {
                 file.set_len(u64::from(disk.size_gib) << 30)
@@ -113,7 +139,8 @@ impl VolumeDisks {
                 mkfs(unfinished, &FORMAT)?;
             }
         }
-        file.sync_all().map_err(|error| at(unfinished, "sync", &error))
+        file.sync_all().map_err(|error| at(unfinished, "sync", &error))?;
+        written(faults::write(Point::VolumeDiskFilled))
     }
 
     /// Removes a disk, if there is one.
@@ -126,6 +153,7 @@ impl VolumeDisks {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path, "remove", &error)),
                 _ => this.sync(),
             };
+            faults::pass(Point::VolumeDiskRemoved);
             drop(guard);
             this.forget_lock(&id);
             removed
@@ -160,6 +188,18 @@ impl VolumeDisks {
         if locks.get(id).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             locks.remove(id);
         }
+    }
+}
+
+/// Whoever has asked for a disk.
+#[derive(Default)]
+struct Asker {
+    gone: Arc<AtomicBool>,
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
     }
 }
 
@@ -241,6 +281,55 @@ mod tests {
         assert_eq!(&found, b"before");
         assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 30);
         assert!(disks.used_bytes(&copy.id) < 64 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_nobody_asks_for_any_more_ends_at_the_next_piece_and_leaves_nothing() {
+        let (_dir, disks) = disks();
+        let first = disk(1, None);
+        disks.make(first.clone()).await.unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(disks.path(&first.id))
+            .unwrap();
+        file.write_all_at(&vec![7; 40 << 20], 512 << 20).unwrap();
+        let copy = disk(1, Some(&first.id));
+        let asked = std::cell::Cell::new(0);
+        let wanted = |times: u32| {
+            asked.update(|asked| asked + 1);
+            asked.get() <= times
+        };
+        let ended = disks.make_file(&copy, || wanted(3)).unwrap_err();
+        assert!(ended.0.ends_with("nobody asks for it any more"), "{ended}");
+        assert_eq!((asked.get(), fs::read_dir(disks.dir()).unwrap().count()), (4, 1));
+        // As many pieces as that are not all of it.
+        asked.set(0);
+        disks.make_file(&copy, || wanted(u32::MAX)).unwrap();
+        assert!(asked.get() > 5, "{}", asked.get());
+    }
+
+    #[test]
+    fn whoever_goes_away_asks_for_nothing_any_more() {
+        let (_dir, disks) = disks();
+        // One thread for files, which is not free until then.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let new = disk(1, None);
+            let (free, busy) = std::sync::mpsc::channel();
+            let thread = tokio::task::spawn_blocking(move || busy.recv());
+            let mut making = Box::pin(disks.make(new.clone()));
+            tokio::select! {
+                biased;
+                made = &mut making => panic!("{made:?}"),
+                () = std::future::ready(()) => {}
+            }
+            drop(making);
+            free.send(()).unwrap();
+            thread.await.unwrap().unwrap();
+            drop(disks.lock(&new.id).await);
+            assert_eq!(fs::read_dir(disks.dir()).unwrap().count(), 0);
+        });
     }
 
     #[tokio::test]

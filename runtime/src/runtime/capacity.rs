@@ -166,7 +166,7 @@ impl Runtime {
         for volume in self.shared.context.records.list::<Volume>(keys::VOLUMES).await? {
             promised.disk_bytes += volume_bytes(volume.value.size_gib);
         }
-        let supply = self.shared.context.host.resources()?;
+        let supply = self.shared.context.host.resources().await?;
         fits(supply, self.shared.settings.overcommit, promised, needed).map_err(RuntimeError::Capacity)
     }
 }

@@ -107,7 +107,7 @@ impl Runtime {
             .into_iter()
             .map(|record| record.value)
             .collect();
-        if host.resources()?.disk_bytes == 0 {
+        if host.resources().await?.disk_bytes == 0 {
             tracing::warn!(
                 "what images may take leaves no disk to tasks: set a smaller --image-budget, or free some"
             );

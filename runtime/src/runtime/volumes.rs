@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{Runtime, RuntimeError};
+use crate::faults::{self, Point};
 use crate::model::Tag;
 use crate::model::task::{Task, TaskId};
 use crate::model::volume::{
@@ -186,6 +187,7 @@ impl Runtime {
         let committed = self.shared.context.records.commit(transaction).await;
         let revision = committed.map_err(|error| conflict(error, name))?;
         drop(admission);
+        faults::pass(Point::VolumeDeletionStored);
         let context = Arc::clone(&self.shared.context);
         let record = Record {
             value: deleting,
@@ -319,6 +321,7 @@ impl Runtime {
         held: Option<VolumeId>,
         wait: Duration,
     ) -> Result<VolumeStatus, RuntimeError> {
+        faults::pass(Point::VolumeStored);
         let context = Arc::clone(&self.shared.context);
         let making = volume.clone();
         let made = self.in_background(async move { finish(&context, making, revision, held).await });
@@ -483,6 +486,7 @@ async fn finish(
         tokio::time::sleep(RETRY).await;
     }
     made.map_err(|HostError(error)| RuntimeError::Internal(error))?;
+    faults::pass(Point::VolumeMade);
     Ok(available)
 }
 

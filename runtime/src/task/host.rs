@@ -169,7 +169,7 @@ pub trait Host: Send + Sync {
     /// What a disk takes of the host's.
     fn volume_used_bytes(&self, id: &VolumeId) -> u64;
     /// All that there is, whoever has it.
-    fn resources(&self) -> Result<Resources, HostError>;
+    fn resources(&self) -> BoxFuture<'_, Result<Resources, HostError>>;
     /// None where images are not real.
     fn images(&self) -> Option<&ImageStore> {
         None

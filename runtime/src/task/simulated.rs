@@ -258,8 +258,8 @@ impl Host for SimulatedHost {
         1 << 20
     }
 
-    fn resources(&self) -> Result<Resources, HostError> {
-        Ok(self.resources)
+    fn resources(&self) -> BoxFuture<'_, Result<Resources, HostError>> {
+        Box::pin(std::future::ready(Ok(self.resources)))
     }
 
     fn dns_servers(&self) -> Vec<Ipv4Addr> {

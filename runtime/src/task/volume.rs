@@ -3,6 +3,7 @@
 
 use super::host::{HostError, VolumeDisk};
 use super::supervisor::{Context, to_host_error};
+use crate::faults::{self, Point};
 use crate::model::task::Task;
 use crate::model::volume::{TaskVolume, Volume, VolumeState};
 use crate::state::keys;
@@ -32,6 +33,7 @@ impl Context {
             .replace(keys::volume(&made.id), revision, &made)
             .map_err(to_host_error)?;
         self.records.commit(transaction).await.map_err(to_host_error)?;
+        faults::pass(Point::VolumeMade);
         Ok(())
     }
 
