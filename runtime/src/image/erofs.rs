@@ -14,6 +14,11 @@ use super::rootfs::Stop;
 pub(super) const BUILD_TIME_SECONDS: u64 = 4_102_444_800;
 const MAX_OUTPUT_BYTES: u64 = 4096;
 
+/// Packs a small tree of our own. Blocks.
+pub(crate) fn pack_own(tree: &Path, image: &Path, key: Digest) -> Result<(), ImageError> {
+    pack(tree, image, key, &Stop::default())
+}
+
 /// Packs a tree into a file, which is on disk when this returns, unless it is stopped. Blocks.
 pub(super) fn pack(tree: &Path, image: &Path, key: Digest, stop: &Stop) -> Result<(), ImageError> {
     let mut child = Command::new("mkfs.erofs")

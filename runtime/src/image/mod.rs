@@ -10,7 +10,7 @@ mod cache;
 mod digest;
 mod docker_config;
 mod download;
-mod erofs;
+pub(crate) mod erofs;
 mod error;
 mod evict;
 mod layer;

@@ -7,6 +7,7 @@ mod extents;
 mod launch;
 mod process;
 mod rates;
+mod rehearsal;
 mod resources;
 mod running;
 mod scratch;

@@ -18,17 +18,19 @@ use berth_vmm::config::WorkingSet;
 
 use super::at;
 use super::launch::{self, Binaries, Start};
+use super::rehearsal;
 use super::running::RunningMachine;
 use super::starter::Starter;
 use crate::faults::{self, Point};
+use crate::model::definition::DEFAULT_EPHEMERAL_STORAGE_GIB;
 use crate::model::task::TaskId;
 use crate::network::template_tap;
 use crate::task::host::{HostError, MachineSpec};
-use crate::task::session::wait_for_hello;
+use crate::task::session::{rehearse, wait_for_hello};
 use crate::task::spec::image_drive;
 
 const UNITS_PER_VCPU: u32 = 1024;
-/// How long a template may take to boot, and its trial to say hello.
+/// How long a template may take to boot, and its trial to run a task.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Larger machines boot: restored over and over under load, one of four vCPUs was seen to fall silent, and it is not known
 /// why.
@@ -38,6 +40,7 @@ const MAC: &str = "02:00:00:00:00:01";
 /// A disk for a drive that has none: the least there can be, which tells the guest to wait for the real one.
 const PLACEHOLDER_BYTES: u64 = 512;
 const PLACEHOLDER_FILE: &str = "placeholder";
+const REHEARSAL_FILE: &str = "rehearsal";
 /// Most room on the disk that all templates together take: each some 35 MiB and 1/64 of its machine's memory.
 const MAX_BYTES: u64 = 4 << 30;
 
@@ -136,7 +139,7 @@ pub(super) struct Template {
     dir: PathBuf,
     origin: Origin,
     used: Mutex<Instant>,
-    /// The pages that its trial needed to get as far as its hello.
+    /// The pages that its trial needed to run a task.
     working_set: WorkingSet,
 }
 
@@ -312,19 +315,28 @@ impl Templates {
             unrefused.map_err(|error| at(&template.dir, "write", &error))
         };
         written(Point::TemplateBegun)?;
-        self.run(shape, start, starter, async |machine| {
-            wait_for_hello(machine).await?;
-            faults::pass(Point::TemplateBooted);
-            machine.snapshot().await?;
-            written(Point::TemplateWritten)
-        })
+        self.run(
+            shape,
+            start,
+            &Disks::placeholders(&self.dir),
+            starter,
+            async |machine| {
+                wait_for_hello(machine).await?;
+                faults::pass(Point::TemplateBooted);
+                machine.snapshot().await?;
+                written(Point::TemplateWritten)
+            },
+        )
         .await?;
         // The trial: what does not work here would not work for a task. What it has touched, all clones will.
+        let disks = self.disks_for_trial().await?;
+        let mac = MAC.parse().map_err(super::host_error)?;
+        let task = rehearsal::task(shape.images, shape.memory_mib, mac, shape.mtu);
         let path = template.memory();
         let memory = File::open(&path).map_err(|error| at(&path, "open", &error))?;
         template.working_set = self
-            .run(shape, template.clone_start()?, starter, async |machine| {
-                wait_for_hello(machine).await?;
+            .run(shape, template.clone_start()?, &disks, starter, async |machine| {
+                rehearse(machine, &task).await?;
                 faults::pass(Point::TemplateOnTrial);
                 machine.working_set(&memory).map_err(super::host_error)
             })
@@ -333,11 +345,26 @@ impl Templates {
         Ok(template)
     }
 
-    /// Starts a machine without a task, does something with it, and removes it.
+    /// Those of a task, as far as a task of nobody's needs them.
+    async fn disks_for_trial(&self) -> Result<Disks, HostError> {
+        let image = self.dir.join(REHEARSAL_FILE);
+        if !image.exists() {
+            let path = image.clone();
+            let made = tokio::task::spawn_blocking(move || rehearsal::make_image(&path)).await;
+            made.map_err(super::host_error).flatten()?;
+        }
+        Ok(Disks {
+            image,
+            scratch_gib: DEFAULT_EPHEMERAL_STORAGE_GIB,
+        })
+    }
+
+    /// Starts a machine that is nobody's, does something with it, and removes it.
     async fn run<T>(
         &self,
         shape: Shape,
         start: Start,
+        disks: &Disks,
         starter: &Starter,
         with: impl AsyncFnOnce(&RunningMachine) -> Result<T, HostError>,
     ) -> Result<T, HostError> {
@@ -347,9 +374,9 @@ impl Templates {
             task: TaskId::random(),
             cpu_units: shape.vcpus * UNITS_PER_VCPU,
             memory_mib: shape.memory_mib,
-            scratch_gib: 0,
+            scratch_gib: disks.scratch_gib,
             images: (0..shape.images)
-                .map(|index| (image_drive(index), placeholder.clone()))
+                .map(|index| (image_drive(index), disks.image.clone()))
                 .collect(),
             volume: shape.volume.then(|| placeholder.clone()),
             tap: shape
@@ -370,6 +397,21 @@ impl Templates {
         };
         starter.remove(&task).await?;
         done
+    }
+}
+
+/// What is in the drives of a machine that is nobody's.
+struct Disks {
+    image: PathBuf,
+    scratch_gib: u32,
+}
+
+impl Disks {
+    fn placeholders(dir: &Path) -> Self {
+        Self {
+            image: dir.join(PLACEHOLDER_FILE),
+            scratch_gib: 0,
+        }
     }
 }
 

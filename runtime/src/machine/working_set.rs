@@ -1,14 +1,16 @@
-//! What a clone has touched of its template's memory, seen from outside: the pages that the next ones will need first.
+//! What a clone has touched of its memory, seen from outside: the pages that the next ones will need first.
 
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use berth_vmm::arch::layout;
 use berth_vmm::config::{PAGE_BYTES, PageRange, WorkingSet};
 
 /// An entry of a page in `/proc/PID/pagemap` (proc_pid_pagemap(5)).
 const ENTRY_BYTES: usize = 8;
+const ENTRIES_AT_ONCE: usize = 16 * 1024;
 const PRESENT: u64 = 1 << 63;
 /// The page is the file's, and not a copy that was written to.
 const OF_FILE: u64 = 1 << 61;
@@ -20,30 +22,52 @@ struct Mapping {
     file: u64,
 }
 
-/// The pages of `memory` that the process, a clone, has found so far.
+/// The pages of its guest that the process, a clone of `memory`, has found so far: those of the file, and those that came from
+/// nowhere where the file has nothing.
 pub(super) fn of_clone(pid: u32, memory: &File) -> io::Result<WorkingSet> {
     let memory = memory.metadata()?;
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mappings: Vec<Mapping> = mappings(&maps, memory.ino()).collect();
     let mut set = WorkingSet::default();
-    for Mapping { process, file } in mappings(&maps, memory.ino()) {
-        let pages = process.end - process.start;
-        if file + pages > memory.len() / PAGE_BYTES {
-            return Err(io::Error::other("a mapping is longer than its file"));
-        }
-        let mut entries = vec![0; pages as usize * ENTRY_BYTES];
-        pagemap.read_exact_at(&mut entries, process.start * ENTRY_BYTES as u64)?;
+    let mut first = 0;
+    for range in layout::ram_ranges(memory.len()) {
+        let pages = first..first + (range.end - range.start) / PAGE_BYTES;
+        first = pages.end;
+        let inside = |mapping: &&Mapping| pages.contains(&mapping.file);
+        // Where the file has nothing in the whole range, nobody knows where it is.
+        let Some(mapping) = mappings.iter().find(inside) else {
+            continue;
+        };
+        let before = mapping.file - pages.start;
+        let start = mapping.process.start.checked_sub(before);
+        let start = start.ok_or_else(|| io::Error::other("a mapping begins before its region"))?;
+        append_present(&mut set, &pagemap, start, pages)?;
+    }
+    Ok(set)
+}
+
+/// Adds those of `pages` that the process has; the first of them is at its page `start`.
+fn append_present(set: &mut WorkingSet, pagemap: &File, start: u64, pages: Range<u64>) -> io::Result<()> {
+    let mut entries = vec![0; ENTRIES_AT_ONCE * ENTRY_BYTES];
+    let mut page = pages.start;
+    while page < pages.end {
+        let count = (pages.end - page).min(ENTRIES_AT_ONCE as u64) as usize;
+        let entries = &mut entries[..count * ENTRY_BYTES];
+        let at = start + (page - pages.start);
+        pagemap.read_exact_at(entries, at * ENTRY_BYTES as u64)?;
         let (entries, _) = entries.as_chunks();
-        for (page, entry) in (file..).zip(entries) {
+        for entry in entries {
             let entry = u64::from_ne_bytes(*entry);
             match (entry & PRESENT != 0, entry & OF_FILE != 0) {
                 (true, true) => append(&mut set.read, page),
                 (true, false) => append(&mut set.written, page),
                 (false, _) => {}
             }
+            page += 1;
         }
     }
-    Ok(set)
+    Ok(())
 }
 
 /// The mappings of the file with this inode number, out of `/proc/PID/maps` (proc_pid_maps(5)).

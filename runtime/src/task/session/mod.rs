@@ -4,6 +4,7 @@
 //! Everything that the guest says is checked against what it was asked to run.
 
 mod door;
+mod rehearsal;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -18,6 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+pub(crate) use self::rehearsal::rehearse;
 use self::worker::Worker;
 use super::endpoint::TaskEndpoint;
 use super::host::{GuestPort, GuestStream, HostError, Machine};
@@ -169,6 +171,11 @@ enum Broken {
 
 /// Waits until the guest's init has said hello, which it does when it is ready for a task.
 pub(crate) async fn wait_for_hello(machine: &impl Machine) -> Result<(), HostError> {
+    greet(machine).await.map(drop)
+}
+
+/// The connection over which the guest's init has said hello.
+async fn greet(machine: &impl Machine) -> Result<(Box<dyn GuestStream>, Decoder), HostError> {
     let (GuestPort::Init, mut stream) = machine.accept().await? else {
         return Err(HostError("a guest without a task has no containers".to_owned()));
     };
@@ -178,7 +185,7 @@ pub(crate) async fn wait_for_hello(machine: &impl Machine) -> Result<(), HostErr
         end = machine.ended() => return Err(HostError(end.reason)),
     };
     match hello.map_err(|error| HostError(error.to_string()))? {
-        ToHost::Hello { version, .. } if version == berth_protocol::PROTOCOL_VERSION => Ok(()),
+        ToHost::Hello { version, .. } if version == berth_protocol::PROTOCOL_VERSION => Ok((stream, decoder)),
         _ => Err(HostError("the guest's first words are not its hello".to_owned())),
     }
 }
