@@ -4,6 +4,7 @@ pub(crate) mod endpoint;
 mod following;
 pub mod host;
 pub(crate) mod lifecycle;
+mod pull;
 mod read_buffer;
 pub(crate) mod secrets;
 pub(crate) mod session;
