@@ -3,12 +3,16 @@
 import os
 import re
 import signal
+import subprocess
+import threading
 import time
 
 import botocore.config
 import botocore.exceptions
 import pytest
-from tasks import container
+
+import product
+from tasks import container, task_id
 
 # How many lines one task writes as fast as it can. A million takes the emulated lab some minutes.
 LINES = int(os.environ.get("BERTH_E2E_LOG_LINES", "100000"))
@@ -178,6 +182,27 @@ def test_a_live_tail_shows_what_comes(running, tasks, group):
     began = time.monotonic()
     code, _ = refusal(client.start_live_tail, logGroupIdentifiers=["/e2e/none"])
     assert code == "ResourceNotFoundException"
+
+
+def test_a_follower_sees_each_line_while_its_container_waits_for_an_answer(running, images, tasks):
+    rounds = 10
+    script = f"for n in $(seq {rounds}); do echo line $n; while [ ! -e /tmp/answer-$n ]; do sleep 0.1; done; done; echo end"
+    task = tasks.start(images.busybox, script)
+    line = [product.BERTH, "logs", "-f", task_id(task)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=running.environment(), stdin=subprocess.DEVNULL) as follower:
+        # A line that never comes ends the follower, and so the waiting for it.
+        watch = threading.Timer(400, follower.kill)
+        watch.start()
+        try:
+            for number in range(1, rounds + 1):
+                assert follower.stdout.readline() == b"line %d\n" % number
+                running.berth("exec", task_id(task), "--", "touch", f"/tmp/answer-{number}", check=True)
+            # It ends with the container.
+            assert follower.stdout.read() == b"end\n"
+            assert follower.wait(timeout=60) == 0
+        finally:
+            watch.cancel()
+            follower.kill()
 
 
 def test_every_line_of_many_arrives_in_order(running, images, tasks):

@@ -15,10 +15,13 @@ class Tmux:
         self._environment = {**environment, "TMUX_TMPDIR": str(folder), "LC_ALL": "C.UTF-8"}
         # It may be run in another tmux.
         self._environment.pop("TMUX", None)
+        self._exit_code = folder / "exit-code"
 
     def start(self, command, columns, rows):
         """One window with this command and nothing else; it stays when the command has ended."""
-        line = ["new-session", "-d", "-x", str(columns), "-y", str(rows), shlex.join(command)]
+        # tmux itself now and then loses the status of what ends (3.3a).
+        noted = f"{shlex.join(command)}; echo $? > {shlex.quote(str(self._exit_code))}"
+        line = ["new-session", "-d", "-x", str(columns), "-y", str(rows), noted]
         # Before the session, so that no command is too quick for them.
         options = ["set-option", "-g", "remain-on-exit", "on", ";", "set-option", "-g", "status", "off"]
         self._tmux("start-server", ";", *options, ";", *line)
@@ -43,8 +46,8 @@ class Tmux:
 
     def exit_code(self):
         """None while the command runs."""
-        status = self._tmux("display-message", "-p", "#{pane_dead} #{pane_dead_status}").split()
-        return int(status[1]) if status[0] == "1" else None
+        noted = self._exit_code.read_text() if self._exit_code.exists() else ""
+        return int(noted) if noted else None
 
     def expect(self, pattern):
         """The screen, once it shows this."""
