@@ -10,6 +10,7 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,8 +22,7 @@ import product
 import session_manager
 from session_manager import Terminal
 from tasks import task_id
-
-MIB = 1 << 20
+from tmux import Tmux
 
 
 @pytest.fixture
@@ -52,20 +52,48 @@ def test_a_command_has_its_streams_and_its_exit_code(running, task):
     assert b"sleep 1; done" in seen.stdout and seen.stdout.endswith(b"0::/\n")
 
 
-def test_much_passes_in_both_directions_unharmed(running, task):
-    size = 8 * MIB
-    source = f"head -c {size} /dev/urandom > /tmp/data; sha256sum < /tmp/data; cat /tmp/data"
-    out = running.berth("exec", task_id(task), "--", "sh", "-c", source, check=True).stdout
-    digest, data = out[:64].decode(), out.split(b"\n", 1)[1]
-    assert len(data) == size and hashlib.sha256(data).hexdigest() == digest
-    back = subprocess.run(
-        [product.BERTH, "exec", "-i", task_id(task), "--", "sha256sum"],
-        input=data,
-        capture_output=True,
-        env=running.environment(),
-        timeout=200,
-    )
-    assert back.stdout.decode().split()[0] == digest, back.stderr
+@pytest.fixture
+def folder():
+    """For more than is to be kept, as pytest's own are."""
+    with tempfile.TemporaryDirectory(dir=product.SCRATCH) as path:
+        yield Path(path)
+
+
+def test_an_archive_of_100_mb_passes_in_both_directions_unharmed(running, task, folder):
+    (folder / "data").mkdir()
+    (folder / "back").mkdir()
+    digests = {}
+    for name in ["a", "b", "c", "d"]:
+        data = os.urandom(25_000_000)
+        (folder / "data" / name).write_bytes(data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+    listing = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+
+    execute = [product.BERTH, "exec", "-i", task_id(task), "--"]
+    environment = running.environment()
+    began = time.monotonic()
+    with subprocess.Popen(["tar", "c", "-C", folder / "data", *digests], stdout=subprocess.PIPE) as packing:
+        unpacked = subprocess.run(
+            [*execute, "sh", "-c", "mkdir /srv && exec tar x -C /srv"],
+            stdin=packing.stdout,
+            capture_output=True,
+            env=environment,
+            timeout=400,
+        )
+    assert packing.returncode == 0
+    assert unpacked.returncode == 0 and unpacked.stdout + unpacked.stderr == b"", unpacked
+    print(f"in: {time.monotonic() - began:.1f} s")
+    seen = running.berth("exec", task_id(task), "--", "sh", "-c", "cd /srv && sha256sum *", check=True)
+    assert seen.stdout.decode() == listing
+
+    began = time.monotonic()
+    line = [*execute, "tar", "c", "-C", "/srv", *digests]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment) as packing:
+        subprocess.run(["tar", "x", "-C", folder / "back"], stdin=packing.stdout, check=True, timeout=400)
+    assert packing.returncode == 0
+    print(f"out: {time.monotonic() - began:.1f} s")
+    back = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "back").iterdir()}
+    assert back == digests
 
 
 def test_a_terminal_is_one(running, task):
@@ -104,6 +132,39 @@ def test_a_terminal_is_one(running, task):
         process.kill()
         process.wait()
         os.close(main)
+
+
+@pytest.fixture
+def tmux(tmp_path, running):
+    terminal = Tmux(tmp_path, running.environment())
+    yield terminal
+    terminal.end()
+
+
+def test_a_terminal_of_tmux_is_resized_interrupted_and_ended(running, task, tmux):
+    tmux.start([str(product.BERTH), "exec", "-it", "-e", "PS1=ready> ", task_id(task), "--", "sh"], columns=80, rows=24)
+    tmux.expect("ready> ")
+    tmux.type("echo $(tty) has $(stty size), it is $TERM")
+    assert re.search(r"/dev/pts/\d+ has 24 80, it is (tmux|screen)", tmux.expect(", it is [ts]"))
+    for columns, rows in [(132, 43), (40, 10)]:
+        tmux.resize(columns, rows)
+        tmux.type(f'until [ "$(stty size)" = "{rows} {columns}" ]; do sleep 0.2; done; echo now $(stty size)')
+        tmux.expect(f"now {rows} {columns}")
+
+    def sleeps():
+        look = "ps -o args | grep -q '^[s]leep 3600$'"
+        return running.berth("exec", task_id(task), "--", "sh", "-c", look).returncode == 0
+
+    tmux.type("sleep 3600")
+    tmux.wait_until(sleeps, "the command runs")
+    tmux.press("C-c")
+    tmux.type("echo it gave $?")
+    # Killed by a signal, 2.
+    tmux.expect("it gave 130")
+    assert not sleeps() and tmux.exit_code() is None
+    tmux.type("exit 5")
+    tmux.wait_until(lambda: tmux.exit_code() is not None, "the client ends")
+    assert tmux.exit_code() == 5
 
 
 def test_what_cannot_be_run_is_told(running, images, tasks, task):

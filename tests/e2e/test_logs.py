@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 
 import botocore.config
 import botocore.exceptions
+import product
 import pytest
 from tasks import container, task_id
 
@@ -195,6 +197,27 @@ def test_version_2_of_the_aws_cli_follows_a_container(running, images, tasks):
         finally:
             tail.kill()
     tasks.stop(task)
+
+
+def test_a_follower_sees_each_line_while_its_container_waits_for_an_answer(running, images, tasks):
+    rounds = 10
+    script = f"for n in $(seq {rounds}); do echo line $n; while [ ! -e /tmp/answer-$n ]; do sleep 0.1; done; done; echo end"
+    task = tasks.start(images.busybox, script)
+    line = [product.BERTH, "logs", "-f", task_id(task)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=running.environment(), stdin=subprocess.DEVNULL) as follower:
+        # A line that never comes ends the follower, and so the waiting for it.
+        watch = threading.Timer(400, follower.kill)
+        watch.start()
+        try:
+            for number in range(1, rounds + 1):
+                assert follower.stdout.readline() == b"line %d\n" % number
+                running.berth("exec", task_id(task), "--", "touch", f"/tmp/answer-{number}", check=True)
+            # It ends with the container.
+            assert follower.stdout.read() == b"end\n"
+            assert follower.wait(timeout=60) == 0
+        finally:
+            watch.cancel()
+            follower.kill()
 
 
 def test_every_line_of_many_arrives_in_order(running, images, tasks):

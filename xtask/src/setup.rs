@@ -55,6 +55,7 @@ pub(crate) const TESTS: &[Package] = &[
     package("docker-registry", "/usr/bin/docker-registry"),
     package("busybox-static", "/bin/busybox"),
     package("umoci", "/usr/bin/umoci"),
+    package("tmux", "/usr/bin/tmux"),
     package("python3-venv", "/usr/share/doc/python3-venv"),
     package("awscli", "/usr/bin/aws"),
 ];

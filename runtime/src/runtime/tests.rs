@@ -4,6 +4,7 @@ mod endpoint;
 mod hand_over;
 mod idle;
 mod logs;
+mod pulls;
 mod secrets;
 mod volumes;
 
@@ -370,24 +371,6 @@ async fn a_machine_killed_under_the_daemon_stops_its_task_with_the_reason() {
     let task = until(&runtime, &id, TaskStatus::Stopped).await;
     assert_eq!(task.stop.unwrap().reason, "killed by signal 9");
     assert_eq!(task.containers[0].exit_code, None);
-}
-
-#[tokio::test]
-async fn a_failed_pull_stops_the_task_before_it_starts() {
-    let mut world = World::new(b"", None);
-    Arc::get_mut(&mut world.host).unwrap().pull_error = Some("no such image".into());
-    let runtime = world.daemon().await;
-    let id = run_one(&runtime).await;
-    let task = until(&runtime, &id, TaskStatus::Stopped).await;
-    let cause = task.stop.unwrap();
-    assert_eq!(
-        (cause.code, cause.reason.as_str()),
-        (
-            StopCode::TaskFailedToStart,
-            "CannotPullContainerError: no such image"
-        )
-    );
-    assert_eq!(world.host.left(), (0, 0));
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod environment;
 mod following;
 pub mod host;
 pub(crate) mod lifecycle;
+mod pull;
 mod read_buffer;
 pub(crate) mod secrets;
 pub(crate) mod session;

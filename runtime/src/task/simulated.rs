@@ -13,6 +13,7 @@ use berth_protocol::message::{
     ContainerState, ContainerStatus, ContainerUsage, Health, Stream, TaskSpec, TaskUsage, ToGuest, ToHost,
 };
 use futures_util::future::BoxFuture;
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
@@ -41,10 +42,14 @@ struct State {
     disks: HashMap<TaskId, PathBuf>,
 }
 
+/// What pulling an image of this name comes to.
+pub(crate) type SimulatedPull =
+    Box<dyn Fn(String) -> BoxFuture<'static, Result<(), HostError>> + Send + Sync>;
+
 /// Outlives the runtime that uses it, as a real host does.
 pub(crate) struct SimulatedHost {
     pub script: Script,
-    pub pull_error: Option<String>,
+    pub pull: SimulatedPull,
     pub resources: Resources,
     /// The tasks that guests were given.
     pub told: Arc<Mutex<Vec<TaskSpec>>>,
@@ -55,7 +60,7 @@ impl SimulatedHost {
     pub(crate) fn new(script: Script) -> SimulatedHost {
         SimulatedHost {
             script,
-            pull_error: None,
+            pull: Box::new(|_| Box::pin(async { Ok(()) })),
             resources: Resources {
                 cpu_units: 64 << 10,
                 memory_bytes: 8 << 30,
@@ -140,25 +145,23 @@ impl Host for SimulatedHost {
     fn pull_image<'a>(
         &'a self,
         _task: &'a TaskId,
-        _image: &'a str,
+        image: &'a str,
         _credentials: Option<Credentials>,
         _max_bytes: u64,
         _progress: &'a (dyn Fn(PullStatus) + Send + Sync),
     ) -> BoxFuture<'a, Result<PulledImage, HostError>> {
-        Box::pin(async {
-            match &self.pull_error {
-                Some(error) => Err(HostError(error.clone())),
-                None => Ok(PulledImage {
-                    digest: format!("sha256:{}", "0".repeat(64)),
-                    rootfs: "/image".into(),
-                    entrypoint: vec![],
-                    cmd: vec!["run".into()],
-                    env: vec![],
-                    working_dir: String::new(),
-                    user: String::new(),
-                    stop_signal: None,
-                }),
-            }
+        Box::pin(async move {
+            (self.pull)(image.to_owned()).await?;
+            Ok(PulledImage {
+                digest: format!("sha256:{}", hex::encode(Sha256::digest(image.as_bytes()))),
+                rootfs: "/image".into(),
+                entrypoint: vec![],
+                cmd: vec!["run".into()],
+                env: vec![],
+                working_dir: String::new(),
+                user: String::new(),
+                stop_signal: None,
+            })
         })
     }
 

@@ -1,7 +1,7 @@
 //! One supervisor per task that is not stopped: carries out what the task's state asks for, and stores every step
 //! before it acts on it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,6 @@ use super::host::{Host, HostError};
 use super::lifecycle::{self, Action, Event};
 use super::secrets::TaskSecrets;
 use super::session::{MOST_EVENTS, Session};
-use super::spec::Prepared;
 use super::usage::Usages;
 use crate::clock::Clock;
 use crate::faults::{self, Point};
@@ -235,54 +234,6 @@ impl Context {
         self.registry_credentials(task).await?;
         self.make_volume(task).await?;
         self.host.attach_network(&task.eni).await
-    }
-
-    async fn pull_images(&self, task: &Task) -> Result<BTreeMap<String, String>, HostError> {
-        let progress = |status| {
-            self.pulls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(task.id.clone(), status);
-        };
-        let mut credentials = self.registry_credentials(task).await?;
-        let max_bytes = u64::from(task.ephemeral_storage_gib) << 30;
-        let mut images = Vec::new();
-        let mut failed = None;
-        for container in &task.containers {
-            let credentials = credentials.remove(&container.name);
-            let pulled = self
-                .host
-                .pull_image(&task.id, &container.image, credentials, max_bytes, &progress);
-            match pulled.await {
-                Ok(image) => images.push(image),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        self.pulls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&task.id);
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let digests = task.containers.iter().zip(&images);
-        let digests = digests
-            .map(|(container, image)| (container.name.clone(), image.digest.clone()))
-            .collect();
-        let prepared = Prepared {
-            images,
-            session: format!("{:032x}", rand::random::<u128>()),
-        };
-        faults::pass(Point::ImagesPulled);
-        // Stays known to a daemon that starts in the middle, even if the registry is gone by then.
-        let transaction = Transaction::default()
-            .put(keys::prepared(&task.id), &prepared)
-            .map_err(to_host_error)?;
-        self.records.commit(transaction).await.map_err(to_host_error)?;
-        Ok(digests)
     }
 
     async fn pause_machine(
