@@ -7,7 +7,9 @@ mod limits;
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -84,6 +86,8 @@ pub enum MachineError {
     StartDevice(io::Error),
     #[error("the main thread {0}")]
     Confine(JailError),
+    #[error("cannot prefetch the guest's memory: {0}")]
+    Prefetch(io::Error),
     #[error("cannot start the vcpus: {0}")]
     StartVcpus(io::Error),
 }
@@ -131,6 +135,7 @@ impl Machine {
         let vm = vm::create(&kvm, &memory)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = create_vcpus(&vm, config.vcpus)?;
+        let mut prefetching = None;
         let restored = match &start {
             Start::Boot {
                 kernel,
@@ -156,9 +161,8 @@ impl Machine {
             Start::Restore { state, working_set } => {
                 let state = restore(state, config, &vm, &vcpus, &template)?;
                 if let Some(first) = vcpus.first() {
-                    let begun = Instant::now();
-                    memory::prefetch(&memory, working_set, first);
-                    clock(&counters.start_working_set_us, begun);
+                    let aside = memory::prefetch_aside(&memory, working_set, first);
+                    prefetching = Some(aside.map_err(MachineError::Prefetch)?);
                 }
                 Some(state)
             }
@@ -249,6 +253,12 @@ impl Machine {
             None => None,
         };
         let gate = Arc::new(Gate::default());
+        // A thread that panicked has prefetched what it has.
+        if let Some(Ok(microseconds)) = prefetching.map(JoinHandle::join) {
+            counters
+                .start_working_set_us
+                .store(microseconds, Ordering::Relaxed);
+        }
 
         Ok(Self {
             control,

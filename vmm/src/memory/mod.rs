@@ -13,7 +13,7 @@ use crate::arch::layout;
 
 mod working_set;
 
-pub use working_set::prefetch;
+pub use working_set::prefetch_aside;
 
 /// Pieces of a file that are mapped or left out: a huge page, so that what is left out can have some.
 const CHUNK_BYTES: u64 = 2 << 20;
