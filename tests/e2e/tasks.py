@@ -107,7 +107,7 @@ class Tasks:
 
     def output(self, task, stream="stdout", follow=False):
         """The bytes of one stream of the task's container: all so far, or up to its end."""
-        data, position = b"", 0
+        data, position = bytearray(), 0
         while True:
             page = self.daemon.wire.berth(
                 "GetOutput", task=task_id(task), position=position, waitSeconds=20 if follow else 0
@@ -117,7 +117,7 @@ class Tasks:
                     data += base64.b64decode(event["data"]) + (b"\n" if event["newline"] else b"")
             position = page["position"]
             if page["end"] or not (follow or page["events"]):
-                return data
+                return bytes(data)
 
     def wait_for_output(self, task, text, seconds=START_SECONDS):
         """Returns the output once it has this text."""
