@@ -17,7 +17,8 @@ PASSWORD = "correct horse"
 # cap_net_raw=ep, as `setcap` writes it.
 CAPABILITY = bytes([1, 0, 0, 2, 0, 0x20] + [0] * 14)
 SHAPE_LAYERS = 48
-FILES_OF_A_LAYER = 40
+# 2,100 make an image of 100,000 files.
+FILES_OF_A_LAYER = int(os.environ.get("BERTH_E2E_LAYER_FILES", 40))
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 
@@ -41,7 +42,8 @@ def shape_layers():
         layer = Entries()
         for file in range(FILES_OF_A_LAYER):
             name = f"shape/many/{number}-{file}"
-            layer.file(name, f"{name}\n" * (file + 1), 0o600 + file, owner=(file, number), mtime=1_500_000_000 + file)
+            lines, mode = file % 40 + 1, 0o600 + file % 40
+            layer.file(name, f"{name}\n" * lines, mode, owner=(file, number), mtime=1_500_000_000 + file)
         # Of each layer below, one file goes and one is written anew.
         layer.file(f"shape/many/{WHITEOUT}{number - 1}-0", "").file(f"shape/many/{number - 1}-1", f"from {number}")
         layer.hardlink(f"shape/links/{number}", "shape/links/original")
