@@ -319,7 +319,7 @@ def sharing(running):
 
 def templates(running):
     """What there is of templates."""
-    return sorted(path.name for path in (running.data_dir / "templates").iterdir() if path.name != "placeholder")
+    return sorted(path.name for path in (running.data_dir / "templates").iterdir() if path.is_dir())
 
 
 def test_a_template_that_is_cut_off_is_gone_with_the_next_daemon(images, tasks, sharing):
