@@ -2,8 +2,10 @@
 
 mod files;
 mod members;
+mod relations;
 mod repository;
 mod secrets;
+mod shown;
 mod volumes;
 
 use berth_runtime::model::Timestamp;
@@ -11,6 +13,8 @@ use berth_runtime::model::definition::{DefinitionId, DefinitionStatus, TaskDefin
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use self::relations::related;
+use self::shown::full;
 use super::validate::flaws;
 use super::*;
 use crate::arn::Owner;
@@ -393,142 +397,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
     }
 }
 
-/// Four containers, one of everything that they can say of each other.
-fn related() -> Value {
-    let mut input = minimal();
-    input["volumes"] =
-        json!([{ "name": "shared", "host": {} }, { "name": "lasting", "configuredAtLaunch": true }]);
-    input["containerDefinitions"] = json!([
-        { "name": "migrate", "image": "busybox", "essential": false,
-          "mountPoints": [{ "sourceVolume": "shared", "containerPath": "/data/", "readOnly": false }] },
-        { "name": "db", "image": "busybox", "startTimeout": 30,
-          "healthCheck": { "command": ["CMD-SHELL", "true"], "interval": 5, "timeout": 2, "retries": 2, "startPeriod": 10 } },
-        { "name": "app", "image": "busybox",
-          "dependsOn": [
-            { "containerName": "migrate", "condition": "SUCCESS" },
-            { "containerName": "db", "condition": "HEALTHY" }],
-          "restartPolicy": { "enabled": true, "ignoredExitCodes": [0, 3], "restartAttemptPeriod": 60 },
-          "linuxParameters": { "tmpfs": [{ "containerPath": "/tmp", "size": 64, "mountOptions": ["noexec", "mode=1777"] }] } },
-        { "name": "shipper", "image": "busybox", "essential": false,
-          "dependsOn": [{ "containerName": "app", "condition": "START" }],
-          "volumesFrom": [{ "sourceContainer": "migrate", "readOnly": true }] },
-    ]);
-    input
-}
-
-#[test]
-fn what_containers_say_of_each_other_is_taken_and_described_as_given() {
-    let input = related();
-    assert_eq!(errors(&parse(&input), REGION), Vec::<String>::new());
-    let described = encode::definition(&owner(), &registered(&input));
-    assert_eq!(described["volumes"], input["volumes"]);
-    let (given, described) = (&input["containerDefinitions"], &described["containerDefinitions"]);
-    for (container, member) in [
-        (1, "healthCheck"),
-        (2, "dependsOn"),
-        (2, "restartPolicy"),
-        (2, "linuxParameters"),
-        (3, "dependsOn"),
-        (3, "volumesFrom"),
-    ] {
-        assert_eq!(described[container][member], given[container][member], "{member}");
-    }
-    assert_eq!(described[0]["mountPoints"][0]["containerPath"], "/data");
-}
-
-#[test]
-fn a_health_check_has_defaults() {
-    let mut input = related();
-    input["containerDefinitions"][1]["healthCheck"] = json!({ "command": ["true"] });
-    let described = encode::definition(&owner(), &registered(&input));
-    assert_eq!(
-        described["containerDefinitions"][1]["healthCheck"],
-        json!({ "command": ["true"], "interval": 30, "timeout": 5, "retries": 3 })
-    );
-}
-
-#[test]
-fn what_containers_cannot_say_of_each_other_is_refused() {
-    let cases = [
-        (
-            "/2/dependsOn/0/containerName",
-            json!("nobody"),
-            "Cannot depend on container + 'nobody' because it does not exist",
-        ),
-        (
-            "/2/dependsOn/0/containerName",
-            json!("db"),
-            "A dependency container with SUCCESS or COMPLETE condition cannot be an essential container",
-        ),
-        (
-            "/2/dependsOn/1/containerName",
-            json!("migrate"),
-            "Container 'migrate' is depended on with the HEALTHY condition and has no 'healthCheck'.",
-        ),
-        (
-            "/2/dependsOn/0/condition",
-            json!("READY"),
-            "Invalid 'condition' setting 'READY': must be START, COMPLETE, SUCCESS or HEALTHY.",
-        ),
-        (
-            "/3/dependsOn/0/containerName",
-            json!("shipper"),
-            "Container dependencies must not form a circle.",
-        ),
-        (
-            "/0/mountPoints/0/sourceVolume",
-            json!("other"),
-            "Unknown volume 'other'",
-        ),
-        (
-            "/0/mountPoints/0/containerPath",
-            json!("/a/../b"),
-            "Invalid 'containerPath' setting '/a/../b' in 'mountPoints'",
-        ),
-        (
-            "/0/mountPoints/0/containerPath",
-            json!("/proc/x"),
-            "Invalid 'containerPath' setting '/proc/x' in 'mountPoints'",
-        ),
-        (
-            "/3/volumesFrom/0/sourceContainer",
-            json!("shipper"),
-            "Container 'shipper' in 'volumesFrom' is no other container of the task.",
-        ),
-        (
-            "/1/healthCheck/command",
-            json!(["CMD"]),
-            "Container.healthCheck.command should not be null or empty.",
-        ),
-        (
-            "/1/healthCheck/interval",
-            json!(4),
-            "Container.healthCheck.interval must be between 5 and 300.",
-        ),
-        (
-            "/1/healthCheck/retries",
-            json!(11),
-            "Container.healthCheck.retries must be between 1 and 10.",
-        ),
-        (
-            "/2/restartPolicy/restartAttemptPeriod",
-            json!(59),
-            "Container.restartPolicy.restartAttemptPeriod must be between 60 and 1800.",
-        ),
-        (
-            "/2/linuxParameters/tmpfs/0/size",
-            json!(0),
-            "Container.linuxParameters.tmpfs.size must be at least 1 MiB.",
-        ),
-    ];
-    for (member, value, expected) in cases {
-        let mut input = related();
-        *input["containerDefinitions"].pointer_mut(member).unwrap() = value;
-        let refusal = refusal(&input);
-        assert!(refusal.starts_with(expected), "{member}: {refusal}");
-    }
-}
-
 #[test]
 fn members_that_say_nothing_are_taken() {
     let mut input = minimal();
@@ -571,90 +439,6 @@ fn registered(input: &Value) -> TaskDefinition {
         registered_at: Timestamp(1_793_534_400_500),
         registered_by: "arn:aws:iam::123456789012:root".to_owned(),
         deregistered_at: None,
-    }
-}
-
-fn full() -> Value {
-    json!({
-        "family": "web",
-        "networkMode": "awsvpc",
-        "requiresCompatibilities": ["FARGATE"],
-        "cpu": "1024",
-        "memory": "2048",
-        "pidMode": "task",
-        "taskRoleArn": "arn:aws:iam::123456789012:role/task",
-        "executionRoleArn": "arn:aws:iam::123456789012:role/execution",
-        "ephemeralStorage": { "sizeInGiB": 30 },
-        "runtimePlatform": { "cpuArchitecture": "X86_64", "operatingSystemFamily": "LINUX" },
-        "containerDefinitions": [{
-            "name": "app",
-            "image": "registry.example:5000/a/b@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
-            "cpu": 512,
-            "memory": 1024,
-            "memoryReservation": 512,
-            "essential": true,
-            "entryPoint": ["/bin/sh", "-c"],
-            "command": ["exit 7"],
-            "environment": [{ "name": "B", "value": "2" }, { "name": "A", "value": "" }],
-            "workingDirectory": "/srv",
-            "user": "1000:1000",
-            "readonlyRootFilesystem": true,
-            "portMappings": [
-                { "containerPort": 80, "hostPort": 80, "protocol": "tcp", "name": "http", "appProtocol": "http" },
-                { "containerPortRange": "8000-8010", "protocol": "udp" },
-            ],
-            "startTimeout": 30,
-            "stopTimeout": 5,
-            "ulimits": [
-                { "name": "nofile", "softLimit": 1024, "hardLimit": 2048 },
-                { "name": "memlock", "softLimit": 65536, "hardLimit": -1 },
-            ],
-            "systemControls": [{ "namespace": "net.core.somaxconn", "value": "1024" }],
-            "interactive": true,
-            "pseudoTerminal": true,
-            "linuxParameters": { "initProcessEnabled": true, "capabilities": { "add": ["SYS_PTRACE"], "drop": ["ALL"] } },
-            "dockerLabels": { "a": "b" },
-            "secrets": [
-                { "name": "C", "valueFrom": "/a/b:3" },
-                { "name": "D", "valueFrom": "arn:aws:secretsmanager:us-east-1:123456789012:secret:s-AbCdEf:key::" },
-            ],
-            "logConfiguration": {
-                "logDriver": "awslogs",
-                "options": { "awslogs-group": "/ecs/web", "awslogs-region": "us-east-1", "awslogs-stream-prefix": "p" },
-                "secretOptions": [],
-            },
-        }],
-    })
-}
-
-#[test]
-fn a_definition_is_shown_as_it_was_registered() {
-    let shown = encode::definition(&owner(), &registered(&full()));
-    let shown_container = &shown["containerDefinitions"][0];
-    for (member, value) in full().as_object().unwrap() {
-        if member != "containerDefinitions" {
-            assert_eq!(&shown[member], value, "{member}");
-        }
-    }
-    for (member, value) in full()["containerDefinitions"][0].as_object().unwrap() {
-        assert_eq!(&shown_container[member], value, "{member}");
-    }
-    assert_eq!(
-        shown["taskDefinitionArn"],
-        "arn:aws:ecs:us-east-1:123456789012:task-definition/web:3"
-    );
-    assert_eq!(shown["revision"], 3);
-    assert_eq!(shown["status"], "ACTIVE");
-    assert_eq!(shown["registeredAt"], 1_793_534_400.5);
-    assert_eq!(shown["compatibilities"], json!(["EC2", "FARGATE"]));
-}
-
-#[test]
-fn what_is_shown_can_be_registered_again() {
-    for input in [minimal(), full(), related()] {
-        let first = registered(&input);
-        let shown = encode::definition(&owner(), &first);
-        assert_eq!(registered(&shown).spec, first.spec);
     }
 }
 
