@@ -91,8 +91,8 @@ def test_a_guest_sees_the_tree_that_umoci_unpacks(images, tasks):
     *ours, count = output
     layout, bundle = product.SCRATCH / "shape-copy", product.SCRATCH / "shape-bundle"
     copy = ["skopeo", "copy", "--quiet", "--insecure-policy", "--src-tls-verify=false", f"docker://{reference}"]
-    subprocess.run([*copy, f"oci:{layout}:v1"], check=True, timeout=300)
-    subprocess.run(["umoci", "unpack", "--image", f"{layout}:v1", bundle], check=True, timeout=300)
+    subprocess.run([*copy, f"oci:{layout}:v1"], check=True, timeout=1200)
+    subprocess.run(["umoci", "unpack", "--image", f"{layout}:v1", bundle], check=True, timeout=1200)
     theirs = seen(bundle / "rootfs/shape")
     assert count == f"{len(theirs)} entries"
     different = [pair for pair in zip(ours, theirs) if pair[0] != pair[1]]
