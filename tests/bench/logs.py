@@ -222,6 +222,7 @@ def search(daemon, tasks):
         for at in batches.times_of_the_word()
         if range_of["startTime"] <= at <= range_of["endTime"]
     )
+    assert expected, "there are too few messages for the word to be in that minute: more BERTH_BENCH_LOG_MIB"
     question = {"logGroupName": SEARCHED, "filterPattern": WORD, **range_of}
     pages = tasks.logs.get_paginator("filter_log_events")
     times = []
