@@ -27,7 +27,7 @@ def snapshots():
             taken[memory_mib] = files, machine.take_snapshot()
         finally:
             machine.close()
-        trial = Machine(restore=files, vsock=True, jailed=True)
+        trial = Machine(restore=files, page_by_page=True, vsock=True, jailed=True)
         try:
             trial.wait_for_connection()
             files.learn(trial)

@@ -66,6 +66,7 @@ class Machine:
         *,
         restore=None,
         shared=False,
+        page_by_page=False,
         snapshot=None,
         kernel=KERNEL,
         initrd=INITRD,
@@ -78,7 +79,7 @@ class Machine:
         nets=(),
         jailed=False,
     ):
-        """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
+        """`page_by_page` shows which pages of a `restore`'s memory the guest touches. `restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
         down, for which the memory is shared. `drives` are pairs of a descriptor and whether it is read only, `nets`
         descriptors of taps; all stay the caller's."""
         opened, handed = [], []
@@ -106,7 +107,10 @@ class Machine:
         files = restore or snapshot
         if files:
             memory_mib = files.memory_mib
-        memory = {"fd": hand(files.memory), "shared": shared or bool(snapshot)} if files else None
+        memory = None
+        if files:
+            shared = shared or bool(snapshot)
+            memory = {"fd": hand(files.memory), "shared": shared, "page_by_page": page_by_page}
         snapshot_fd = None
         if snapshot:
             # The state may be where the machine starts from as well: a descriptor is handed over once.

@@ -102,6 +102,10 @@ pub struct MemoryConfig {
     /// What the guest writes goes into the file. If not, it stays in the process, and many machines may start from one
     /// file.
     pub shared: bool,
+    /// Brings in each page of the file by itself, and not some neighbours with it, so that `/proc/PID/pagemap` shows what the
+    /// guest has touched and nothing else. That is slower; it is for a machine whose [`WorkingSet`] is to be learned.
+    #[serde(default)]
+    pub page_by_page: bool,
 }
 
 /// Who the process is once it has left the host's namespaces, file system and privileges behind.

@@ -69,6 +69,7 @@ impl Snapshot {
         MemoryConfig {
             fd: launch.keep_file(&self.memory),
             shared,
+            page_by_page: false,
         }
     }
 }

@@ -76,6 +76,8 @@ pub(super) enum Start {
         memory: File,
         state: File,
         working_set: WorkingSet,
+        /// It is to be seen which pages the machine touches.
+        trial: bool,
     },
 }
 
@@ -159,10 +161,12 @@ impl Launch {
                 memory: of,
                 state,
                 working_set,
+                trial,
             } => {
                 memory = Some(MemoryConfig {
                     fd: handed.take(file(of)?.into()),
                     shared: false,
+                    page_by_page: *trial,
                 });
                 StartConfig::Restore {
                     state_fd: handed.take(file(state)?.into()),
@@ -174,6 +178,7 @@ impl Launch {
                     memory = Some(MemoryConfig {
                         fd: handed.take(file(of)?.into()),
                         shared: true,
+                        page_by_page: false,
                     });
                     snapshot_fd = Some(handed.take(file(state)?.into()));
                 }

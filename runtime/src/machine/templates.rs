@@ -164,14 +164,20 @@ impl Template {
         self.dir.join("state")
     }
 
-    /// How a clone starts. It can only read the files.
+    /// How a clone starts.
     pub fn clone_start(&self) -> Result<Start, HostError> {
+        self.start(false)
+    }
+
+    /// It can only read the files.
+    fn start(&self, trial: bool) -> Result<Start, HostError> {
         let open = |path: PathBuf| File::open(&path).map_err(|error| at(&path, "open", &error));
         *self.used() = Instant::now();
         Ok(Start::Clone {
             memory: open(self.memory())?,
             state: open(self.state())?,
             working_set: self.working_set.clone(),
+            trial,
         })
     }
 
@@ -335,7 +341,7 @@ impl Templates {
         let path = template.memory();
         let memory = File::open(&path).map_err(|error| at(&path, "open", &error))?;
         template.working_set = self
-            .run(shape, template.clone_start()?, &disks, starter, async |machine| {
+            .run(shape, template.start(true)?, &disks, starter, async |machine| {
                 rehearse(machine, &task).await?;
                 faults::pass(Point::TemplateOnTrial);
                 machine.working_set(&memory).map_err(super::host_error)

@@ -286,7 +286,11 @@ mod tests {
                     state_fd: 8,
                     working_set,
                 };
-                c.memory = Some(MemoryConfig { fd: 9, shared: false });
+                c.memory = Some(MemoryConfig {
+                    fd: 9,
+                    shared: false,
+                    page_by_page: false,
+                });
             })
         };
         assert_eq!(with(pages - 1, 1), Ok(()));
@@ -301,7 +305,13 @@ mod tests {
     #[test]
     fn a_snapshot_needs_shared_memory_and_a_restored_machine_some() {
         use ConfigError as E;
-        let memory = |shared| Some(MemoryConfig { fd: 9, shared });
+        let memory = |shared| {
+            Some(MemoryConfig {
+                fd: 9,
+                shared,
+                page_by_page: false,
+            })
+        };
         let restore = StartConfig::Restore {
             state_fd: 8,
             working_set: WorkingSet::default(),

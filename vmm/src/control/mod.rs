@@ -1,6 +1,6 @@
 //! The control protocol of a machine: what is said on its `SOCK_SEQPACKET` Unix socket.
 //!
-//! One packet is one JSON message of at most [`MAX_MESSAGE_BYTES`]. A client sends [`Request`]s and gets one
+//! One packet is one JSON message of at most [`MAX_MESSAGE_BYTES`], a request of [`MAX_REQUEST_BYTES`]. A client sends [`Request`]s and gets one
 //! [`ServerMessage::Reply`] each, in order. A client that has sent [`Command::Attach`] also gets
 //! [`ServerMessage::VsockConnection`] events. Descriptors travel beside a message (`SCM_RIGHTS`), at most one each.
 //!
@@ -19,6 +19,8 @@ use crate::config::{ExitReason, LimitsConfig};
 pub const CONTROL_VERSION: u32 = 2;
 /// Largest message in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Largest request in bytes: every machine has room for one all the time.
+pub const MAX_REQUEST_BYTES: usize = 4 * 1024;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    Command, Info, LimitedDevice, MAX_MESSAGE_BYTES, Metrics, Outcome, Request, ServerMessage, packet,
+    Command, Info, LimitedDevice, MAX_REQUEST_BYTES, Metrics, Outcome, Request, ServerMessage, packet,
 };
 use crate::config::LimitsConfig;
 
@@ -132,7 +132,7 @@ impl ControlServer {
                     results: Mutex::default(),
                     event,
                 }),
-                buffer: vec![0; MAX_MESSAGE_BYTES],
+                buffer: vec![0; MAX_REQUEST_BYTES],
             })
         };
         events().map_err(ServerError::Events)

@@ -11,6 +11,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Mmap
 
 use crate::arch::layout;
 
+mod neighbours;
 mod working_set;
 
 pub use working_set::prefetch_aside;
@@ -38,6 +39,8 @@ pub struct MemoryFile {
     pub file: File,
     /// Whether the guest writes to the file, or to copies that the process keeps for itself.
     pub shared: bool,
+    /// See [`crate::config::MemoryConfig::page_by_page`].
+    pub page_by_page: bool,
 }
 
 /// Maps guest memory, from a file or from nothing. A page costs nothing before the guest touches it.
@@ -56,7 +59,11 @@ pub fn allocate(mib: u32, file: Option<MemoryFile>) -> Result<GuestMemoryMmap, M
 
 fn map_file(
     mib: u32,
-    MemoryFile { file, shared }: MemoryFile,
+    MemoryFile {
+        file,
+        shared,
+        page_by_page,
+    }: MemoryFile,
     ranges: impl Iterator<Item = (GuestAddress, usize)>,
 ) -> Result<GuestMemoryMmap, MemoryError> {
     let bytes = file.metadata().map_err(MemoryError::FileSize)?.len();
@@ -73,7 +80,7 @@ fn map_file(
             MmapRegion::build(Some(from), len, libc::PROT_READ | libc::PROT_WRITE, flags)
                 .map_err(|error| MemoryError::File(io::Error::other(error)))?
         } else {
-            map_copy(&file, offset, len)?
+            map_copy(&file, offset, len, page_by_page)?
         };
         offset += len as u64;
         let region = GuestRegionMmap::new(region, start);
@@ -84,11 +91,12 @@ fn map_file(
 
 /// Maps a part of a file so that what is written stays here. Where the file has nothing, neither has the mapping: a page
 /// there comes from nowhere, as in a machine that boots, and not from a page of zeroes that the file is given first.
-fn map_copy(file: &File, offset: u64, len: usize) -> Result<MmapRegion, MemoryError> {
+fn map_copy(file: &File, offset: u64, len: usize, page_by_page: bool) -> Result<MmapRegion, MemoryError> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_NORESERVE | libc::MAP_PRIVATE;
     let region = MmapRegion::build(None, len, access, flags | libc::MAP_ANONYMOUS)
         .map_err(|error| MemoryError::File(io::Error::other(error)))?;
+    let mut of_file = Vec::new();
     for extent in extents(file, offset..offset + len as u64).map_err(MemoryError::File)? {
         let start = (extent.start - offset) as usize;
         let extent_len = (extent.end - extent.start) as usize;
@@ -107,6 +115,10 @@ fn map_copy(file: &File, offset: u64, len: usize) -> Result<MmapRegion, MemoryEr
         if mapped == libc::MAP_FAILED {
             return Err(MemoryError::File(io::Error::last_os_error()));
         }
+        of_file.push((start, extent_len));
+    }
+    if page_by_page {
+        neighbours::keep_every_page_apart(&region, &of_file);
     }
     Ok(region)
 }
@@ -155,9 +167,17 @@ mod tests {
         file
     }
 
+    fn memory_file_of(file: File, shared: bool) -> MemoryFile {
+        MemoryFile {
+            file,
+            shared,
+            page_by_page: false,
+        }
+    }
+
     fn map(file: &File, shared: bool) -> GuestMemoryMmap {
         let file = file.try_clone().unwrap();
-        allocate(MIB, Some(MemoryFile { file, shared })).unwrap()
+        allocate(MIB, Some(memory_file_of(file, shared))).unwrap()
     }
 
     #[test]
@@ -190,7 +210,7 @@ mod tests {
     #[test]
     fn a_file_of_another_size_is_refused() {
         let file = memory_file(1 << 20);
-        let refused = allocate(MIB, Some(MemoryFile { file, shared: false }));
+        let refused = allocate(MIB, Some(memory_file_of(file, false)));
         assert!(matches!(
             refused,
             Err(MemoryError::OtherSize {

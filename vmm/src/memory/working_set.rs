@@ -14,6 +14,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
+use super::neighbours;
 use crate::config::{PAGE_BYTES, PageRange, WorkingSet};
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
@@ -45,6 +46,9 @@ fn prefetch(memory: &GuestMemoryMmap, set: &WorkingSet, vcpu: &impl AsRawFd) {
         for range in ranges {
             for_each_piece(memory, range, |host, guest| {
                 let len = (guest.end - guest.start) as usize;
+                if advice == libc::MADV_POPULATE_READ {
+                    neighbours::keep_apart(host, len);
+                }
                 // SAFETY: the piece lies within a region of `memory`, which is mapped for as long as `memory` is borrowed;
                 // to populate it changes no content.
                 let populated = unsafe { libc::madvise(host.cast(), len, advice) } == 0;

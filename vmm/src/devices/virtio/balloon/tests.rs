@@ -27,7 +27,11 @@ fn start(backing: Backing) -> Guest {
         file.set_len(u64::from(MIB) << 20).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0xee; 16 << 20], 16 << 20).unwrap();
         let shared = backing == Backing::SharedFile;
-        MemoryFile { file, shared }
+        MemoryFile {
+            file,
+            shared,
+            page_by_page: false,
+        }
     });
     let memory = allocate(MIB, file).unwrap();
     let counters = Arc::new(Counters::default());
