@@ -38,6 +38,12 @@ pub fn prefetch_aside(
 /// Maps the pages of `set` for the process and, where the host can (Linux 6.11), for the guest, whose first vCPU has its
 /// CPUID. Those that the guest is known to write to get a copy of their own, if the memory is not `shared`.
 fn prefetch(memory: &GuestMemoryMmap, set: &WorkingSet, vcpu: &impl AsRawFd) {
+    // First of all: to part an area takes what is around the new border out of the guest's tables again.
+    for range in &set.read {
+        for_each_piece(memory, range, |host, guest| {
+            neighbours::keep_apart(host, (guest.end - guest.start) as usize);
+        });
+    }
     let mut mappable = true;
     for (ranges, advice) in [
         (&set.written, libc::MADV_POPULATE_WRITE),
@@ -46,9 +52,6 @@ fn prefetch(memory: &GuestMemoryMmap, set: &WorkingSet, vcpu: &impl AsRawFd) {
         for range in ranges {
             for_each_piece(memory, range, |host, guest| {
                 let len = (guest.end - guest.start) as usize;
-                if advice == libc::MADV_POPULATE_READ {
-                    neighbours::keep_apart(host, len);
-                }
                 // SAFETY: the piece lies within a region of `memory`, which is mapped for as long as `memory` is borrowed;
                 // to populate it changes no content.
                 let populated = unsafe { libc::madvise(host.cast(), len, advice) } == 0;
