@@ -86,6 +86,20 @@ pub(super) fn guest_mib(task_mib: u32) -> u32 {
     task_mib + GUEST_OVERHEAD_MIB + task_mib / GUEST_OVERHEAD_FRACTION
 }
 
+/// The kernel's tables of file names and inodes by their hashes have a bucket for each so much memory, and not the sixteenfold
+/// that it would take by itself: whatever a clone looks up is on another page of them, of which it needs a copy of its own.
+const KIB_FOR_A_NAME: u32 = 128;
+const LEAST_NAMES: u32 = 16 * 1024;
+
+pub(super) fn cmdline(guest_mib: u32) -> String {
+    let names = (guest_mib * 1024 / KIB_FOR_A_NAME)
+        .max(LEAST_NAMES)
+        .next_power_of_two();
+    let inodes = names / 2;
+    let marker = berth_protocol::GUEST_MARKER;
+    format!("{KERNEL_ARGUMENTS} dhash_entries={names} ihash_entries={inodes} {marker}")
+}
+
 /// Most memory that the VMM of such a guest may hold, in bytes.
 pub(super) fn machine_bytes(guest_mib: u32) -> u64 {
     let guest = u64::from(guest_mib);
@@ -185,7 +199,7 @@ impl Launch {
                 StartConfig::Boot {
                     kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
                     initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
-                    cmdline: format!("{KERNEL_ARGUMENTS} {}", berth_protocol::GUEST_MARKER),
+                    cmdline: cmdline(guest_mib),
                 }
             }
         };

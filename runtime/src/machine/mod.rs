@@ -8,6 +8,7 @@ mod launch;
 mod process;
 mod rates;
 mod rehearsal;
+mod rehearsal_program;
 mod resources;
 mod running;
 mod scratch;

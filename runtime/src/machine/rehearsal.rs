@@ -1,4 +1,4 @@
-//! The task that a template's trial is given: a container of the smallest image there can be for each of the shape's. It shows
+//! The task that a template's trial is given: a container of an image that the runtime makes for this, for each of the shape's. It shows
 //! that tasks start from the template, and what the guest's kernel and init touch when one does.
 
 use std::collections::BTreeMap;
@@ -9,64 +9,28 @@ use std::path::Path;
 
 use berth_protocol::message::{ContainerSpec, NetworkSpec, TaskSpec};
 
-use super::{at, host_error};
+use super::{at, host_error, rehearsal_program};
 use crate::image::{Digest, erofs};
 use crate::network::MacAddr;
 use crate::task::host::HostError;
 use crate::task::spec::{SCRATCH_DRIVE, image_drive};
 
 const PROGRAM: &str = "program";
-/// Writes a line and ends: write(1, "hi\n", 3), exit(0).
-const CODE: [u8; 36] = *b"\xb8\x01\0\0\0\xbf\x01\0\0\0\x48\x8d\x35\x10\0\0\0\xba\x03\0\0\0\x0f\x05\
-                          \xb8\x3c\0\0\0\x31\xff\x0f\x05hi\n";
-const ELF_HEADER_BYTES: u16 = 64;
-const PROGRAM_HEADER_BYTES: u16 = 56;
-const BASE: u64 = 0x40_0000;
 /// Of a network for documentation (RFC 5737): the tap leads nowhere.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const TIMEOUT_MS: u64 = 120_000;
-
-/// An executable for x86-64 (System V ABI, "ELF-64 Object File Format"): one segment, which is the whole file.
-fn program() -> Vec<u8> {
-    let headers = u64::from(ELF_HEADER_BYTES + PROGRAM_HEADER_BYTES);
-    let length = headers + CODE.len() as u64;
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    // ET_EXEC, EM_X86_64, EV_CURRENT.
-    elf.extend([2u16, 62].iter().flat_map(|half| half.to_le_bytes()));
-    elf.extend(1u32.to_le_bytes());
-    elf.extend(
-        [BASE + headers, u64::from(ELF_HEADER_BYTES), 0]
-            .iter()
-            .flat_map(|word| word.to_le_bytes()),
-    );
-    elf.extend(0u32.to_le_bytes());
-    elf.extend(
-        [ELF_HEADER_BYTES, PROGRAM_HEADER_BYTES, 1, 0, 0, 0]
-            .iter()
-            .flat_map(|half| half.to_le_bytes()),
-    );
-    // PT_LOAD, readable and executable.
-    elf.extend([1u32, 5].iter().flat_map(|word| word.to_le_bytes()));
-    elf.extend(
-        [0, BASE, BASE, length, length, 0x1000]
-            .iter()
-            .flat_map(|word: &u64| word.to_le_bytes()),
-    );
-    elf.extend(CODE);
-    elf
-}
 
 /// Makes the image at `path`, by way of a folder beside it. Blocks.
 pub(super) fn make_image(path: &Path) -> Result<(), HostError> {
     let tree = path.with_extension("tree");
     let file = tree.join(PROGRAM);
     fs::create_dir(&tree).map_err(|error| at(&tree, "make", &error))?;
-    let made = fs::write(&file, program())
+    let made = fs::write(&file, rehearsal_program::elf())
         .and_then(|()| fs::set_permissions(&tree, fs::Permissions::from_mode(0o755)))
         .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o755)));
     made.map_err(|error| at(&file, "write", &error))?;
-    let key = Digest::of(&program());
+    let key = Digest::of(&rehearsal_program::elf());
     erofs::pack_own(&tree, path, key).map_err(host_error)?;
     fs::remove_dir_all(&tree).map_err(|error| at(&tree, "remove", &error))
 }
@@ -132,22 +96,7 @@ fn container(index: usize) -> ContainerSpec {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
-
-    #[test]
-    fn the_program_runs() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(PROGRAM);
-        fs::write(&path, program()).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        let output = Command::new(&path).output().unwrap();
-        assert_eq!(
-            (output.status.code(), output.stdout.as_slice()),
-            (Some(0), &b"hi\n"[..])
-        );
-    }
 
     #[test]
     fn the_image_is_made_and_nothing_is_left_beside_it() {

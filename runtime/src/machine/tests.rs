@@ -15,6 +15,25 @@ proptest! {
 }
 
 #[test]
+fn the_tables_of_names_grow_with_the_memory() {
+    let names = |mib| {
+        let line = launch::cmdline(mib);
+        assert!(line.ends_with(berth_protocol::GUEST_MARKER), "{line}");
+        let value = |key| {
+            let word = line.split(' ').find_map(|word| word.strip_prefix(key)).unwrap();
+            word.parse::<u32>().unwrap()
+        };
+        let (names, inodes) = (value("dhash_entries="), value("ihash_entries="));
+        assert_eq!(names, 2 * inodes);
+        names
+    };
+    assert_eq!(names(569), 16_384);
+    assert_eq!(names(2_132), 32_768);
+    // The largest task's.
+    assert_eq!(names(122_880 + 48 + 122_880 / 56), 1 << 20);
+}
+
+#[test]
 fn a_machine_that_left_no_report_is_described_by_its_last_words() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
