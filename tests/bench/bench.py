@@ -14,15 +14,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 import boots
 import clones
+import compute
 import data
 import logs
 import product
 import starts
 
-GROUPS = {"boots": boots.rows, "clones": clones.rows, "starts": starts.rows, "logs": logs.rows, "data": data.rows}
+GROUPS = {
+    "boots": boots.rows,
+    "clones": clones.rows,
+    "starts": starts.rows,
+    "logs": logs.rows,
+    "compute": compute.rows,
+    "data": data.rows,
+}
 # Made of rows of several groups: name, what is divided by what.
 RATIOS = [
     ("restore_vs_cold_boot", "restore_256_mib_ms", "cold_boot_ms"),
+    ("jailed_restore_vs_jailed_boot", "restore_256_mib_ms", "jailed_boot_ms"),
+    ("unjailed_restore_vs_cold_boot", "unjailed_restore_256_mib_ms", "cold_boot_ms"),
     ("template_start_vs_cold_start", "template_start_ms", "run_task_to_first_output_ms"),
     ("run_task_to_first_output_vs_qemu_boot", "run_task_to_first_output_ms", "cold_boot_qemu_ms"),
 ]

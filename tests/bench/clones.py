@@ -37,18 +37,18 @@ def snapshots():
     return taken
 
 
-def restore(files):
+def restore(files, jailed=True):
     """Milliseconds from the start of the process to the restored guest's first words to the host."""
-    machine = Machine(restore=files, vsock=True, jailed=True)
+    machine = Machine(restore=files, vsock=True, jailed=jailed)
     try:
         return machine.wait_for_connection()
     finally:
         machine.close()
 
 
-def resident(process, what):
+def resident(pid, what):
     """MiB of a process by the kernel's own account (smaps_rollup): `Pss`, `Rss`, `Anonymous`."""
-    rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(re.search(rf"(?m)^{what}:\s+(\d+) kB", rollup)[1]) / 1024
 
 
@@ -59,7 +59,7 @@ def shared_among(files, count):
         for machine in machines:
             machine.wait_for_connection()
         time.sleep(5)
-        return statistics.mean(resident(machine.process, "Pss") for machine in machines)
+        return statistics.mean(resident(machine.process.pid, "Pss") for machine in machines)
     finally:
         for machine in machines:
             machine.close()
@@ -68,15 +68,19 @@ def shared_among(files, count):
 def rows(rounds):
     taken = snapshots()
     restored = {memory_mib: [] for memory_mib in SNAPSHOTS}
+    unjailed = []
     for number in range(rounds):
         for memory_mib, (files, _) in taken.items():
             restored[memory_mib].append(restore(files))
             say(f"restore {number + 1} of {rounds}, {memory_mib} MiB: {restored[memory_mib][-1]:.0f} ms")
+        unjailed.append(restore(taken[MEMORY_MIB][0], jailed=False))
+        say(f"restore {number + 1} of {rounds}, {MEMORY_MIB} MiB, without a jail: {unjailed[-1]:.0f} ms")
     idle = taken[MEMORY_MIB][0]
     alone, of_ten = shared_among(idle, 1), shared_among(idle, 10)
     medians = {memory_mib: statistics.median(times) for memory_mib, times in restored.items()}
     return [
         *(row for memory_mib, times in restored.items() for row in summary(f"restore_{memory_mib}_mib", times)),
+        *summary(f"unjailed_restore_{MEMORY_MIB}_mib", unjailed),
         ("restore_2048_vs_128_mib", medians[2048] / medians[128], "ratio"),
         *((f"snapshot_{memory_mib}_mib_ms", took, "ms") for memory_mib, (_, took) in taken.items()),
         ("clone_pss_mib", alone, "MiB"),

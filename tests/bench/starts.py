@@ -1,18 +1,23 @@
 """Tasks from RunTask to their first output, by a daemon of the benchmark's own: cold, and as clones of a template."""
 
+import statistics
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import host
 import images
 import product
+from clones import resident
 from daemon import Daemon
 from quiet import say, summary, write_over_old_guests
 from registry import Registry
-from tasks import Tasks
+from tasks import Tasks, task_id
 
 AT_ONCE = 10
+# Tasks that do nothing, to be weighed; each has stopped touching memory for the first time by then.
+IDLE, SETTLED_SECONDS = 10, 10
 # For tasks that do next to nothing: an emulated lab has memory for fewer.
 ROOM = ["--overcommit-memory", "4"]
 
@@ -62,12 +67,29 @@ def to_first_output(rounds, *options):
         return times[1:], together
 
 
+def idle():
+    """Mean share of memory (PSS) of the machines of tasks that do nothing, in MiB: clones of one template, of the smallest size."""
+    with berth(*ROOM) as (daemon, tasks, image):
+        definition = tasks.define(image, "exec sleep 600", cpu="256", memory="512")
+        tasks.stop(tasks.wait(tasks.run(definition), "RUNNING"))
+        daemon.wait_for_template()
+        started = [tasks.wait(task, "RUNNING") for task in tasks.run(definition, count=IDLE)]
+        time.sleep(SETTLED_SECONDS)
+        shares = [resident(host.machine_of(task_id(task)), "Pss") for task in started]
+        say(f"idle tasks, MiB each: {', '.join(f'{share:.1f}' for share in shares)}")
+        tasks.stop(*started)
+        return statistics.mean(shares)
+
+
 def rows(rounds):
     cold, cold_together = to_first_output(rounds, "--isolation", "strict")
     clones, clones_together = to_first_output(rounds)
+    weight = idle()
     return [
         *summary("run_task_to_first_output", cold),
         (f"run_task_{AT_ONCE}_at_once_ms", cold_together, "ms"),
         *summary("template_start", clones),
         (f"template_start_{AT_ONCE}_at_once_ms", clones_together, "ms"),
+        ("idle_task_pss_mib", weight, "MiB"),
+        ("idle_tasks_per_gib", 1024 / weight, "tasks"),
     ]

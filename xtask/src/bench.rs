@@ -16,7 +16,7 @@ pub(crate) struct Options {
     /// Rounds of each measurement
     #[arg(long, default_value_t = 9)]
     rounds: u32,
-    /// Measures this group alone: boots, clones, starts, logs or data; can be given several times
+    /// Measures this group alone: boots, clones, starts, logs, compute or data; can be given several times
     #[arg(long, value_name = "GROUP")]
     only: Vec<String>,
     /// Installs what is needed without asking (as do CI=true and BERTH_YES=1)
