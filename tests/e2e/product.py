@@ -9,6 +9,8 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 BERTH = Path(os.environ.get("BERTH_BIN", TARGET / "release/berth"))
 VMM = Path(os.environ.get("BERTH_VMM", TARGET / "x86_64-unknown-linux-gnu/machine/berth-vmm"))
+# The same with what the tests of its jail have it do.
+PROBING = Path(os.environ.get("BERTH_VMM_PROBING", VMM.with_name("berth-vmm-probing")))
 GUEST = Path(os.environ.get("BERTH_GUEST", ROOT / "target/guest"))
 # Built for x86_64-unknown-linux-gnu with crt-static: it runs in images that have no C library.
 WEBSERVER = Path(os.environ.get("BERTH_WEBSERVER", TARGET / "x86_64-unknown-linux-gnu/release/webserver"))

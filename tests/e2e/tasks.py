@@ -20,8 +20,8 @@ def task_id(task):
 class Tasks:
     """One daemon's tasks in one cluster."""
 
-    def __init__(self, daemon, network):
-        self.daemon, self.network = daemon, network
+    def __init__(self, daemon, network, cluster="default"):
+        self.daemon, self.network, self.cluster = daemon, network, cluster
         self.ecs, self.logs = daemon.client("ecs"), daemon.client("logs")
 
     def define(
@@ -63,6 +63,7 @@ class Tasks:
     def run(self, definition, count=1, **options):
         """RunTask; the described tasks, or the one if `count` is 1."""
         answer = self.ecs.run_task(
+            cluster=self.cluster,
             taskDefinition=definition,
             launchType="FARGATE",
             count=count,
@@ -82,7 +83,7 @@ class Tasks:
         return self.wait(self.run(self.define(image, command, **options)), "STOPPED")
 
     def describe(self, task):
-        answer = self.ecs.describe_tasks(tasks=[task if isinstance(task, str) else task["taskArn"]])
+        answer = self.ecs.describe_tasks(cluster=self.cluster, tasks=[task if isinstance(task, str) else task["taskArn"]])
         assert not answer["failures"], answer["failures"]
         return answer["tasks"][0]
 
@@ -102,7 +103,7 @@ class Tasks:
     def stop(self, *tasks, reason="end of the test"):
         """Stops tasks and waits for their end."""
         for task in tasks:
-            self.ecs.stop_task(task=task["taskArn"], reason=reason)
+            self.ecs.stop_task(cluster=self.cluster, task=task["taskArn"], reason=reason)
         return [self.wait(task, "STOPPED") for task in tasks]
 
     def output(self, task, stream="stdout", follow=False):

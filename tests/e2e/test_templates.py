@@ -1,11 +1,12 @@
 """Tasks that start as clones of a template: each is itself all the same."""
 
+import json
 from pathlib import Path
 
 import host
 import pytest
 import test_volumes as volumes
-from tasks import ROLE, eni, task_id
+from tasks import ROLE, Tasks, eni, task_id
 
 # Who it is, when it is, and that its disks and its network are its own.
 SAYS = (
@@ -45,6 +46,22 @@ def daemon_with(daemon):
     daemon.start()
 
 
+@pytest.fixture
+def tasks_of(daemon, tasks):
+    """The tasks of other clusters. Those that a test leaves are stopped after it, and the clusters deleted."""
+    clusters = set()
+
+    def of(cluster):
+        clusters.add(cluster)
+        return Tasks(daemon, tasks.network, cluster)
+
+    yield of
+    for cluster in clusters:
+        left = Tasks(daemon, tasks.network, cluster)
+        left.stop(*({"taskArn": arn} for arn in left.ecs.list_tasks(cluster=cluster)["taskArns"]))
+        left.ecs.delete_cluster(cluster=cluster)
+
+
 def test_clones_of_a_template_are_each_themselves(images, daemon_with, daemon, tasks):
     daemon_with()
     definition = tasks.define(images.busybox, SAYS, **SIZE)
@@ -66,8 +83,14 @@ def test_clones_of_a_template_are_each_themselves(images, daemon_with, daemon, t
         assert len(set(values)) == len(values), f"{what}: {values}"
 
 
-def test_strict_isolation_boots_every_task(images, daemon_with, daemon, tasks):
+def test_strict_isolation_boots_every_task(images, daemon_with, daemon, tasks_of):
     daemon_with("--isolation=strict")
+    # A cluster cannot loosen it.
+    shared = daemon.client("ecs").create_cluster(
+        clusterName="shared", tags=[{"key": "berth:isolation", "value": "shared"}]
+    )
+    assert shared["cluster"]["tags"] == [{"key": "berth:isolation", "value": "shared"}]
+    tasks = tasks_of("shared")
     definition = tasks.define(images.busybox, "echo up; sleep 3600", **SIZE)
     for _ in range(2):
         task = tasks.wait(tasks.run(definition), "RUNNING")
@@ -75,6 +98,49 @@ def test_strict_isolation_boots_every_task(images, daemon_with, daemon, tasks):
         assert not is_clone(task)
         tasks.stop(task)
     assert [path.name for path in (daemon.data_dir / "templates").iterdir()] == ["placeholder"]
+
+
+def isolation(task):
+    """What the task's description says of it."""
+    return {attribute["name"]: attribute["value"] for attribute in task["attributes"]}.get("berth.isolation")
+
+
+def test_a_cluster_chooses_strict_isolation_for_its_tasks(images, daemon_with, daemon, tasks, tasks_of):
+    daemon_with()
+    created = json.loads(
+        daemon.aws("ecs", "create-cluster", "--cluster-name=strict", "--tags=key=berth:isolation,value=strict")
+    )
+    arn, strict = created["cluster"]["clusterArn"], tasks_of("strict")
+    for bad in ["Strict", "none", ""]:
+        with pytest.raises(AssertionError, match=f"Invalid value '{bad}' of the tag 'berth:isolation'"):
+            daemon.aws("ecs", "tag-resource", "--resource-arn", arn, f"--tags=key=berth:isolation,value={bad}")
+    definition = tasks.define(images.busybox, "echo up; sleep 3600", **SIZE)
+
+    def started(of, clone, said):
+        task = of.wait(of.run(definition), "RUNNING")
+        of.wait_for_output(task, "up")
+        assert (is_clone(task), isolation(task)) == (clone, said)
+        return task
+
+    # It makes no template either.
+    running = started(strict, False, "strict")
+    tasks.stop(started(tasks, False, None))
+    daemon.wait_for_template(SHAPE)
+    tasks.stop(started(tasks, True, None))
+    strict.stop(started(strict, False, "strict"))
+
+    # The choice outlives the daemon, and so does the task that runs.
+    daemon.kill()
+    daemon.start()
+    tasks, strict = Tasks(daemon, tasks.network), tasks_of("strict")
+    tasks.stop(started(tasks, False, None))
+    daemon.wait_for_template(SHAPE)
+    strict.stop(started(strict, False, "strict"))
+    # Another choice is for tasks to come.
+    daemon.aws("ecs", "untag-resource", "--resource-arn", arn, "--tag-keys=berth:isolation")
+    assert json.loads(daemon.aws("ecs", "list-tags-for-resource", "--resource-arn", arn))["tags"] == []
+    assert isolation(strict.describe(running)) == "strict" and not is_clone(running)
+    strict.stop(started(strict, True, None), running)
 
 
 def test_a_task_boots_where_its_clone_cannot_start(images, daemon_with, daemon, tasks):

@@ -78,10 +78,12 @@ class Machine:
         drives=(),
         nets=(),
         jailed=False,
+        probing=(),
     ):
         """`page_by_page` shows which pages of a `restore`'s memory the guest touches. `restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
         down, for which the memory is shared. `drives` are pairs of a descriptor and whether it is read only, `nets`
-        descriptors of taps; all stay the caller's."""
+        descriptors of taps; all stay the caller's. `probing` are arguments for the program of the jail's tests, numbers
+        among them descriptors."""
         opened, handed = [], []
 
         def hand(descriptor):
@@ -145,23 +147,37 @@ class Machine:
         os.lseek(opened[-1], 0, os.SEEK_SET)
         self._client = None
         self.started = time.monotonic()
-        command = [*self.before, product.VMM, "--config-fd", str(hand(opened[-1]))]
+        program = product.PROBING if probing else product.VMM
+        handed.extend(argument for argument in probing if isinstance(argument, int))
+        command = [*self.before, program, "--config-fd", str(hand(opened[-1])), *map(str, probing)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=handed)
+        # Else whoever connects to a machine that has died would wait for it.
+        self._listener.close()
         for descriptor in opened:
             os.close(descriptor)
 
     def request(self, command, **fields):
         """Asks the machine, and returns its answer, which must not be an error."""
+        answer = self.ask(command, **fields)
+        assert answer["outcome"] != "error", answer
+        return answer
+
+    def ask(self, command, **fields):
+        """Asks the machine, and returns its answer."""
         if not self._client:
-            self._client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._client.settimeout(TIMEOUT)
-            self._client.connect(self._control_path)
+            self._client = self.client()
         self._client.send(json.dumps({"id": 1, "command": command, **fields}).encode())
         # Connections that the guest makes meanwhile are let go.
         while (answer := self._receive())["message"] != "reply":
             pass
-        assert answer["outcome"] != "error", answer
         return answer
+
+    def client(self):
+        """A connection of its own to the control socket."""
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.settimeout(TIMEOUT)
+        client.connect(self._control_path)
+        return client
 
     def wait_for_connection(self):
         """Milliseconds from the start of the process until the guest's init has connected to the host."""

@@ -1,5 +1,8 @@
 //! `berth-vmm`: reads the configuration from a descriptor, runs the machine, reports how it ended.
 
+#[cfg(feature = "jail-probes")]
+mod probing;
+
 use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -29,7 +32,7 @@ was told to stop, and 1 when something failed.";
 /// Longest configuration in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let started = Instant::now();
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let arguments: Vec<&str> = arguments
@@ -40,11 +43,11 @@ fn main() -> ExitCode {
         ["--version"] => print(concat!("berth-vmm ", env!("CARGO_PKG_VERSION"))),
         ["--help"] => print(HELP),
         ["--config-fd", number] => match number.parse() {
-            Ok(fd) => run(fd, started, Machine::run, std::convert::identity),
+            Ok(fd) => run(fd, started, Machine::run, Ok),
             Err(_) => Err(format!("cannot read the descriptor number {number:?}").into()),
         },
         #[cfg(feature = "jail-probes")]
-        ["--config-fd", number, "--probe", ref probe @ ..] => probing::run(number, started, probe),
+        ["--config-fd", number, ref probing @ ..] => probing::run(number, started, probing),
         _ => Err("cannot understand the arguments; see berth-vmm --help".into()),
     };
     match done {
@@ -65,7 +68,7 @@ fn run(
     config_fd: RawFd,
     started: Instant,
     run: impl FnOnce(Machine) -> ExitReport,
-    adapt: impl FnOnce(Jail) -> Jail,
+    adapt: impl FnOnce(Jail) -> Result<Jail, Box<dyn Error>>,
 ) -> Result<(), Box<dyn Error>> {
     let config = read_config(config_fd).map_err(|error| format!("cannot read the configuration: {error}"))?;
     config
@@ -77,9 +80,10 @@ fn run(
         .map_err(|error| format!("cannot use the descriptors handed over: {error}"))?;
     let exit = handed.exit.as_ref().and_then(|exit| exit.try_clone().ok());
     let machine = enter_jail(&config, &handed)
+        .and_then(adapt)
         .map_err(|error| format!("cannot enter the jail: {error}"))
         .and_then(|jail| {
-            Machine::new(&config, handed, adapt(jail), started)
+            Machine::new(&config, handed, jail, started)
                 .map_err(|error| format!("cannot build the machine: {error}"))
         });
     let report = match machine {
@@ -137,36 +141,4 @@ fn read_config(fd: RawFd) -> Result<MachineConfig, Box<dyn Error>> {
         return Err(format!("it is longer than {MAX_CONFIG_BYTES} bytes").into());
     }
     Ok(serde_json::from_slice(&json)?)
-}
-
-/// `--probe NAME --parent PID --kvm FD [--without-filters]`: runs the machine after trying one thing that its jail is there
-/// to prevent.
-#[cfg(feature = "jail-probes")]
-mod probing {
-    use std::error::Error;
-    use std::time::Instant;
-
-    use berth_vmm::jail::Jail;
-    use berth_vmm::jail::probes::Probe;
-
-    pub(super) fn run(config_fd: &str, started: Instant, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
-        let (name, parent, kvm, filters) = match *arguments {
-            [name, "--parent", parent, "--kvm", kvm] => (name, parent, kvm, true),
-            [name, "--parent", parent, "--kvm", kvm, "--without-filters"] => (name, parent, kvm, false),
-            _ => return Err("cannot understand the probe".into()),
-        };
-        let (probe, parent, kvm): (Probe, _, _) = (name.parse()?, parent.parse()?, kvm.parse()?);
-        let adapt = |jail: Jail| if filters { jail } else { jail.without_filters() };
-        super::run(
-            config_fd.parse()?,
-            started,
-            |machine| {
-                machine.run_once_closed(|| match probe.run(parent, kvm) {
-                    Ok(()) => eprintln!("probe {name}: done"),
-                    Err(error) => eprintln!("probe {name}: {error}"),
-                })
-            },
-            adapt,
-        )
-    }
 }

@@ -7,6 +7,7 @@ mod support;
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -135,6 +136,58 @@ fn the_filters_end_a_machine_that_tries_anything() {
                 ended.stderr
             );
         }
+    }
+}
+
+/// A machine that powers off, with these arguments besides.
+fn on_trial(mut launch: Launch, arguments: &[&str]) -> Ended {
+    launch.config.jail = Some(JAIL);
+    launch.start_with(arguments, CloneFlags::empty()).wait()
+}
+
+#[test]
+fn what_a_machine_uses_is_noted() {
+    if !jails_can_be_made() {
+        return;
+    }
+    let notes = tempfile::tempfile().unwrap();
+    notes.set_len(4096).unwrap();
+    let mut launch = Launch::new(&POWER_OFF);
+    let fd = launch.keep_file(&notes).to_string();
+    let ended = on_trial(launch, &["--note", &fd]);
+    let reason = ended.report.map(|report| report.reason);
+    assert_eq!(reason, Some(ExitReason::PowerOff), "{}", ended.stderr);
+    let mut noted = [0; 4096];
+    notes.read_exact_at(&mut noted, 0).unwrap();
+    let used = noted.iter().filter(|note| **note == 1).count();
+    assert!((15..150).contains(&used), "{used} rules");
+}
+
+#[test]
+fn a_machine_dies_of_a_rule_that_is_left_out_if_it_needs_it() {
+    if !jails_can_be_made() {
+        return;
+    }
+    for rule in [
+        "vcpu:ioctl:0",
+        "main:exit_group",
+        "main:pwrite64",
+        "rng:exit",
+        "block:futex",
+    ] {
+        let ended = on_trial(Launch::new(&POWER_OFF), &["--without", rule]);
+        assert_eq!(
+            ended.status.signal(),
+            Some(libc::SIGSYS),
+            "{rule}: {}",
+            ended.stderr
+        );
+    }
+    for rule in ["main:ioctl:0", "block:fallocate", "rng:preadv"] {
+        let ended = on_trial(Launch::new(&POWER_OFF), &["--without", rule]);
+        let reason = ended.report.map(|report| report.reason);
+        let expected = (rule != "rng:preadv").then_some(ExitReason::PowerOff);
+        assert_eq!(reason, expected, "{rule}: {}", ended.stderr);
     }
 }
 

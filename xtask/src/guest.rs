@@ -37,17 +37,23 @@ pub(crate) fn build(consent: Consent) -> Result<PathBuf> {
 
 /// Builds a binary that needs no C library where it runs.
 pub(crate) fn build_static(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
-    build_with(STATIC, package, binary, profile)
+    build_with(STATIC, package, binary, profile, &[])
+}
+
+/// Builds the VMM with what the tests of its jail have it do, beside the one that is released.
+pub(crate) fn build_probing(features: &str) -> Result<PathBuf> {
+    let features = ["--features", features];
+    build_with(STATIC, "berth-vmm", "berth-vmm-probing", "machine", &features)
 }
 
 /// Builds a guest that needs no kernel, but is booted in the place of one; it is where `script` has the linker put it.
 pub(crate) fn build_bare(package: &str, binary: &str, script: &str) -> Result<PathBuf> {
     // From the root of the workspace, where cargo runs the compiler, the script's path has no spaces.
     let flags = format!("{STATIC} -C relocation-model=static -C link-arg=-nostdlib -C link-arg=-T{script}");
-    build_with(&flags, package, binary, "machine")
+    build_with(&flags, package, binary, "machine", &[])
 }
 
-fn build_with(flags: &str, package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
+fn build_with(flags: &str, package: &str, binary: &str, profile: &str, more: &[&str]) -> Result<PathBuf> {
     // Given by target, the flags do not reach build scripts, and a build of the workspace is not invalidated.
     run(Command::new(workspace::cargo())
         .current_dir(workspace::root())
@@ -56,11 +62,14 @@ fn build_with(flags: &str, package: &str, binary: &str, profile: &str) -> Result
             "--quiet",
             "--package",
             package,
+            "--bin",
+            binary,
             "--profile",
             profile,
             "--target",
             TARGET,
         ])
+        .args(more)
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags))?;

@@ -15,7 +15,7 @@ use crate::product::Product;
 use crate::setup::{self, Consent};
 use crate::step::{capture, run as run_command, show, step};
 use crate::tally::{Tally, journal, journal_failures, passed_idly, summary_line};
-use crate::{fuzz, lab, workspace};
+use crate::{fuzz, guest, lab, workspace};
 
 /// The whole end-to-end suite ends well within this time, even in nested labs of which some are lost.
 const END_TO_END_LIMIT: Duration = Duration::from_secs(4300);
@@ -241,6 +241,9 @@ fn host_tests() -> Result<OsString> {
 
 fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
     let product = Product::build(Consent::new(options.yes))?;
+    let probing = step("build berth-vmm for the tests of its jail", || {
+        guest::build_probing(PROBES)
+    })?;
     let results = lab::results();
     fs::create_dir_all(&results).with_context(|| format!("cannot create {}", results.display()))?;
     let journal_path = results.join("e2e-journal");
@@ -255,6 +258,7 @@ fn end_to_end(options: &Options, tally: &mut Tally) -> Result<()> {
         "env".into(),
         host_tests()?,
         setting("BERTH_E2E_JOURNAL=", &journal_path),
+        setting("BERTH_VMM_PROBING=", &probing),
     ];
     line.extend(product.python(["-m", "pytest", "-v", "-p", "no:cacheprovider", "--color=yes"]));
     line.push(setting("--junitxml=", &results.join("e2e.xml")));

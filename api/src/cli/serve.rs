@@ -79,7 +79,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "FIRST-LAST", default_value_t)]
     machine_users: UserRange,
     /// What tasks share: `shared` starts them as clones of a template, whose memory they share until they write to it,
-    /// `strict` boots a kernel for each
+    /// `strict` boots a kernel for each; a cluster with the tag berth:isolation=strict has its tasks booted in any case
     #[arg(long, value_name = "KIND", default_value = "shared")]
     isolation: Isolation,
     /// Most network of a task for each of its vCPUs, in Mbit/s each way; 0 is no limit

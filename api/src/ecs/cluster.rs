@@ -1,13 +1,15 @@
-//! Operations on clusters, and the tags of any resource.
+//! Operations on clusters.
 
 use berth_runtime::RuntimeError;
+use berth_runtime::model::Tag;
 use berth_runtime::model::cluster::{Cluster, ClusterCounts, ClusterStatus, DEFAULT_CLUSTER};
+use berth_runtime::model::isolation::ISOLATION_TAG;
 use serde_json::{Map, Value, json};
 
 use super::definition::validate::{unsupported, unsupported_value};
 use super::shapes;
 use super::values::{
-    MAX_RESULTS, includes, limit, listed, name_values, name_values_json, put, tags, tags_json,
+    MAX_RESULTS, cluster_tags, includes, limit, listed, name_values, name_values_json, put, tags_json,
 };
 use crate::app::App;
 use crate::arn::is_name;
@@ -50,13 +52,26 @@ pub(super) async fn create(app: &App, input: shapes::CreateCluster) -> Result<Va
             "clusterName must have 1 to 255 letters, digits, hyphens and underscores.".to_owned(),
         ));
     }
-    let tags = tags(input.tags.as_deref())?;
+    let tags = cluster_tags(input.tags.as_deref())?;
+    let chosen = isolation(&tags);
     let cluster = app
         .runtime
         .create_cluster(&name, settings, tags)
         .await
         .map_err(cluster_error)?;
+    // One that was there is answered as it is, as AWS does, which must not pass for what was asked.
+    if chosen.is_some() && isolation(&cluster.tags) != chosen {
+        return Err(ApiError::InvalidParameter(format!(
+            "The cluster is there already without this value of the tag '{ISOLATION_TAG}'; TagResource changes it."
+        )));
+    }
     Ok(json!({ "cluster": encoded(app, &cluster, Some(&["SETTINGS".to_owned(), "TAGS".to_owned()])).await? }))
+}
+
+/// The value of the tag.
+fn isolation(tags: &[Tag]) -> Option<String> {
+    let tag = tags.iter().find(|tag| tag.key == ISOLATION_TAG);
+    tag.map(|tag| tag.value.clone())
 }
 
 pub(super) async fn describe(app: &App, input: shapes::DescribeClusters) -> Result<Value, ApiError> {
@@ -112,32 +127,6 @@ pub(super) async fn delete(app: &App, input: shapes::DeleteCluster) -> Result<Va
     let name = app.owner.parse_cluster(&name)?;
     let cluster = app.runtime.delete_cluster(&name).await.map_err(cluster_error)?;
     Ok(json!({ "cluster": encoded(app, &cluster, None).await? }))
-}
-
-pub(super) async fn list_tags(app: &App, input: shapes::ListTagsForResource) -> Result<Value, ApiError> {
-    let arn = input.resource_arn.unwrap_or_default();
-    let missing = || ApiError::InvalidParameter("The specified resource was not found.".to_owned());
-    let tags = if arn.contains(":cluster/") {
-        let name = app.owner.parse_cluster(&arn)?;
-        clusters(app)
-            .await?
-            .into_iter()
-            .find(|cluster| cluster.name == name)
-            .ok_or_else(missing)?
-            .tags
-    } else if arn.contains(":task-definition/") {
-        let name = app.owner.parse_definition(&arn)?;
-        app.runtime
-            .definition(&name.family, name.revision)
-            .await
-            .map_err(|_| missing())?
-            .tags
-    } else {
-        let name = app.owner.parse_task(&arn)?;
-        let id = name.id.ok_or_else(missing)?;
-        app.runtime.task(&id).await.map_err(|_| missing())?.tags
-    };
-    Ok(json!({ "tags": tags_json(&tags) }))
 }
 
 /// The name of the active cluster that a request means.
@@ -224,7 +213,7 @@ fn statistics(counts: ClusterCounts) -> Value {
         .collect()
 }
 
-fn cluster_error(error: RuntimeError) -> ApiError {
+pub(super) fn cluster_error(error: RuntimeError) -> ApiError {
     match error {
         RuntimeError::ClusterNotFound(_) => ApiError::ClusterNotFound,
         RuntimeError::ClusterHasTasks { .. } => ApiError::ClusterContainsTasks,

@@ -5,6 +5,7 @@ mod definition;
 #[cfg(test)]
 mod members;
 pub(crate) mod shapes;
+mod tags;
 pub(crate) mod task;
 pub(crate) mod values;
 
@@ -23,7 +24,9 @@ pub(crate) async fn call(app: &App, operation: &str, body: &[u8]) -> Result<Valu
         "DescribeClusters" => cluster::describe(app, shape(body)?).await,
         "ListClusters" => cluster::list(app, shape(body)?).await,
         "DeleteCluster" => cluster::delete(app, shape(body)?).await,
-        "ListTagsForResource" => cluster::list_tags(app, shape(body)?).await,
+        "ListTagsForResource" => tags::list(app, shape(body)?).await,
+        "TagResource" => tags::tag(app, shape(body)?).await,
+        "UntagResource" => tags::untag(app, shape(body)?).await,
         "RegisterTaskDefinition" => definition::register(app, shape(body)?, body.len()).await,
         "DescribeTaskDefinition" => definition::describe(app, shape(body)?).await,
         "DeregisterTaskDefinition" => definition::deregister(app, shape(body)?).await,

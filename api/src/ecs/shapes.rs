@@ -38,6 +38,8 @@ shapes! {
     ListClusters { next_token: String, max_results: i32, }
     DeleteCluster { cluster: String, }
     ListTagsForResource { resource_arn: String, }
+    TagResource { resource_arn: String, tags: Vec<TagShape>, }
+    UntagResource { resource_arn: String, tag_keys: Vec<String>, }
 
     RegisterTaskDefinition {
         family: String,

@@ -1,5 +1,6 @@
 //! Small values that many shapes share: tags, name-value pairs, times, counts and pages.
 
+use berth_runtime::model::isolation::{ISOLATION_TAG, Isolation};
 use berth_runtime::model::{NameValue, Tag, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -8,7 +9,9 @@ use super::shapes::{KeyValue, TagShape};
 use crate::error::ApiError;
 use crate::page::InvalidToken;
 
-const MAX_TAGS: usize = 50;
+pub(super) const MAX_TAGS: usize = 50;
+/// What Berth reads a tag for has such a key.
+const OWN_TAGS: &str = "berth:";
 const MAX_TAG_KEY_CHARS: usize = 128;
 const MAX_TAG_VALUE_CHARS: usize = 256;
 /// Most items in a page, and in a list of resources to describe.
@@ -49,8 +52,25 @@ pub(crate) fn tags_json(tags: &[Tag]) -> Value {
         .collect()
 }
 
-/// Checks tags that a caller sets.
+/// Checks tags that a caller sets for a cluster.
+pub(crate) fn cluster_tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiError> {
+    let tags = checked_tags(list, &[ISOLATION_TAG])?;
+    if Isolation::chosen(&tags).is_err() {
+        let given = tags.iter().find(|tag| tag.key == ISOLATION_TAG);
+        return Err(ApiError::InvalidParameter(format!(
+            "Invalid value '{}' of the tag '{ISOLATION_TAG}': the tasks of a cluster are 'shared' or 'strict'.",
+            given.map_or("", |tag| &tag.value)
+        )));
+    }
+    Ok(tags)
+}
+
+/// Checks tags that a caller sets for anything else.
 pub(crate) fn tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiError> {
+    checked_tags(list, &[])
+}
+
+fn checked_tags(list: Option<&[TagShape]>, own: &[&str]) -> Result<Vec<Tag>, ApiError> {
     let refuse = |text: String| Err(ApiError::InvalidParameter(text));
     let list = list.unwrap_or_default();
     if list.len() > MAX_TAGS {
@@ -76,6 +96,12 @@ pub(crate) fn tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiError> {
         }
         if key.to_ascii_lowercase().starts_with("aws:") {
             return refuse("Tag keys that start with 'aws:' are reserved.".to_owned());
+        }
+        // What nothing reads is not taken: whoever sets it counts on it.
+        if key.to_ascii_lowercase().starts_with(OWN_TAGS) && !own.contains(&key.as_str()) {
+            return refuse(format!(
+                "Berth knows no tag '{key}' here: '{ISOLATION_TAG}' is for clusters, other keys that start with '{OWN_TAGS}' are reserved."
+            ));
         }
         if tags.iter().any(|other| other.key == key) {
             return refuse(format!("Duplicate tag key '{key}'."));
@@ -166,5 +192,37 @@ mod tests {
             );
         }
         assert!(tags(Some(&[tag("a", "1"), tag("a", "2")])).is_err());
+    }
+
+    #[test]
+    fn tags_that_berth_reads_are_checked() {
+        let tag = |key: &str, value: &str| {
+            [TagShape {
+                key: Some(key.to_owned()),
+                value: Some(value.to_owned()),
+            }]
+        };
+        for value in ["shared", "strict"] {
+            let tag = tag("berth:isolation", value);
+            assert_eq!(cluster_tags(Some(&tag)).unwrap().len(), 1);
+            // Only a cluster chooses.
+            assert!(tags(Some(&tag)).is_err());
+        }
+        assert_eq!(
+            cluster_tags(Some(&tag("berth:isolation", "Strict")))
+                .unwrap_err()
+                .to_string(),
+            "Invalid value 'Strict' of the tag 'berth:isolation': the tasks of a cluster are 'shared' or 'strict'."
+        );
+        assert!(cluster_tags(Some(&tag("berth:isolation", ""))).is_err());
+        assert_eq!(
+            cluster_tags(Some(&tag("berth:isolaton", "strict")))
+                .unwrap_err()
+                .to_string(),
+            "Berth knows no tag 'berth:isolaton' here: 'berth:isolation' is for clusters, other keys that start with \
+             'berth:' are reserved."
+        );
+        assert!(cluster_tags(Some(&tag("Berth:isolation", "strict"))).is_err());
+        assert!(tags(Some(&tag("berthing", "x"))).is_ok());
     }
 }

@@ -80,6 +80,11 @@ fn what_is_anothers_or_changes_anything_it_may_not() {
             "DescribeTaskDefinition",
             json!({ "taskDefinition": "web:2" }),
         ),
+        (
+            Service::Ecs,
+            "UntagResource",
+            json!({ "resourceArn": "arn:aws:ecs:us-east-1:123456789012:cluster/default", "tagKeys": ["berth:isolation"] }),
+        ),
         (Service::Ecs, "StopTask", json!({ "task": id, "tasks": [id] })),
         (Service::Ecs, "RunTask", json!({ "taskDefinition": "web:1" })),
         (

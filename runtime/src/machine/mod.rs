@@ -31,6 +31,7 @@ use futures_util::future::BoxFuture;
 
 use crate::cgroup::Cgroups;
 use crate::image::{Credentials, ImageStore, PullLimits};
+use crate::model::isolation::Isolation;
 use crate::model::task::{Eni, TaskId};
 use crate::model::volume::VolumeId;
 use crate::network::{EniSpec, MacAddr, Network};
@@ -46,7 +47,6 @@ pub use rates::Rates;
 use running::RunningMachine;
 use scratch::ScratchDisks;
 use starter::Starter;
-pub use templates::Isolation;
 use templates::{Shape, Templates};
 pub use users::UserRange;
 use users::Users;
@@ -64,7 +64,7 @@ pub(crate) const SCRATCH_FILE: &str = "scratch.img";
 pub struct MachineOptions {
     /// Whom they run as.
     pub users: UserRange,
-    /// What tasks share with each other.
+    /// What tasks share with each other at most.
     pub isolation: Isolation,
     /// How fast their devices are.
     pub rates: Rates,
@@ -197,7 +197,11 @@ impl Host for LocalHost {
             let guard = Arc::new(self.lock(&spec.task).await);
             let spec = Arc::new(spec);
             let shape = Shape::of(&spec);
-            let template = self.templates.find(&shape, &self.starter.binaries);
+            let shared = spec.isolation == Isolation::Shared;
+            let template = match shared {
+                true => self.templates.find(&shape, &self.starter.binaries),
+                false => None,
+            };
             if let Some(template) = &template {
                 let cloned = match template.clone_start() {
                     Ok(start) => self.starter.start(spec.clone(), start, guard.clone()).await,
@@ -214,7 +218,8 @@ impl Host for LocalHost {
             match template {
                 // What boots and does not start as a clone has a bad template.
                 Some(template) => self.templates.give_up(&shape, &template),
-                None => self.templates.make_in_background(shape, &self.starter),
+                None if shared => self.templates.make_in_background(shape, &self.starter),
+                None => {}
             }
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         })

@@ -10,7 +10,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use super::running::RunningMachine;
 use super::starter::Starter;
 use crate::faults::{self, Point};
 use crate::model::definition::DEFAULT_EPHEMERAL_STORAGE_GIB;
+use crate::model::isolation::Isolation;
 use crate::model::task::TaskId;
 use crate::network::template_tap;
 use crate::task::host::{HostError, MachineSpec};
@@ -43,32 +43,6 @@ const PLACEHOLDER_FILE: &str = "placeholder";
 const REHEARSAL_FILE: &str = "rehearsal";
 /// Most room on the disk that all templates together take: each some 35 MiB and 1/64 of its machine's memory.
 const MAX_BYTES: u64 = 4 << 30;
-
-/// What tasks share with each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Isolation {
-    /// The memory of the template that they start from, as long as nobody writes to it: mostly the guest kernel's.
-    #[default]
-    Shared,
-    /// Nothing: every task boots a kernel of its own.
-    Strict,
-}
-
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no isolation: it is shared or strict")]
-pub struct BadIsolation(String);
-
-impl FromStr for Isolation {
-    type Err = BadIsolation;
-
-    fn from_str(text: &str) -> Result<Self, BadIsolation> {
-        match text {
-            "shared" => Ok(Self::Shared),
-            "strict" => Ok(Self::Strict),
-            _ => Err(BadIsolation(text.to_owned())),
-        }
-    }
-}
 
 /// All that shapes a machine before it has a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -378,6 +352,7 @@ impl Templates {
         let spec = MachineSpec {
             // Of no task: should this daemon end here, the next one removes what is left.
             task: TaskId::random(),
+            isolation: Isolation::default(),
             cpu_units: shape.vcpus * UNITS_PER_VCPU,
             memory_mib: shape.memory_mib,
             scratch_gib: disks.scratch_gib,
@@ -440,6 +415,7 @@ mod tests {
     fn spec() -> MachineSpec {
         MachineSpec {
             task: TaskId::random(),
+            isolation: Isolation::default(),
             cpu_units: 256,
             memory_mib: 512,
             scratch_gib: 21,

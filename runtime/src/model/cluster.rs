@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::isolation::Isolation;
 use super::{NameValue, Tag, Timestamp};
 
 /// The cluster that exists from the start.
@@ -14,6 +15,14 @@ pub struct Cluster {
     pub settings: Vec<NameValue>,
     pub tags: Vec<Tag>,
     pub created_at: Timestamp,
+}
+
+impl Cluster {
+    /// What its tasks may share with others, from now on. A choice that is none, which nobody can make, is the stricter one.
+    pub fn isolation(&self) -> Isolation {
+        let chosen = Isolation::chosen(&self.tags).unwrap_or(Some(Isolation::Strict));
+        chosen.unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 pub mod bill;
 pub mod cluster;
 pub mod definition;
+pub mod isolation;
 pub mod log;
 pub mod network;
 pub mod object;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::definition::DefinitionId;
+use super::isolation::Isolation;
 use super::object::EnvironmentFile;
 use super::volume::TaskVolume;
 use super::{NameValue, Tag, Timestamp};
@@ -143,6 +144,9 @@ pub struct Task {
     pub protected_until: Option<Timestamp>,
     #[serde(default)]
     pub volume: Option<TaskVolume>,
+    /// As its cluster had chosen when it was run.
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 impl Task {

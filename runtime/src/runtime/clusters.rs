@@ -5,7 +5,7 @@ use crate::model::cluster::{Cluster, ClusterCounts, ClusterStatus};
 use crate::model::task::TaskStatus;
 use crate::model::{NameValue, Tag};
 use crate::state::keys;
-use crate::store::{Record, Transaction};
+use crate::store::{Record, StoreError, Transaction};
 
 impl Runtime {
     /// An existing active cluster of this name is returned as it is.
@@ -37,6 +37,24 @@ impl Runtime {
         };
         context.records.commit(transaction).await?;
         Ok(cluster)
+    }
+
+    /// Changes an active cluster; tasks that it has already stay as they are.
+    pub async fn change_cluster<E: From<RuntimeError>>(
+        &self,
+        name: &str,
+        change: impl Fn(&mut Cluster) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let records = &self.shared.context.records;
+        loop {
+            let (mut cluster, revision) = self.active_cluster(name).await?;
+            change(&mut cluster)?;
+            let transaction = Transaction::default().replace(keys::cluster(name), revision, &cluster);
+            match records.commit(transaction.map_err(RuntimeError::from)?).await {
+                Err(StoreError::Conflict { .. }) => {}
+                done => return Ok(done.map(drop).map_err(RuntimeError::from)?),
+            }
+        }
     }
 
     /// All clusters, inactive ones too, by name.

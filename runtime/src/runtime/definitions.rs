@@ -76,6 +76,28 @@ impl Runtime {
         })
     }
 
+    /// Changes a definition, whatever its status.
+    pub async fn change_definition<E: From<RuntimeError>>(
+        &self,
+        id: &DefinitionId,
+        change: impl Fn(&mut TaskDefinition) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let records = &self.shared.context.records;
+        let key = keys::definition(id);
+        loop {
+            let found: Option<Record<TaskDefinition>> =
+                records.get(&key).await.map_err(RuntimeError::from)?;
+            let Record { mut value, revision } =
+                found.ok_or_else(|| RuntimeError::DefinitionNotFound(id.to_string()))?;
+            change(&mut value)?;
+            let transaction = Transaction::default().replace(key.clone(), revision, &value);
+            match records.commit(transaction.map_err(RuntimeError::from)?).await {
+                Err(StoreError::Conflict { .. }) => {}
+                done => return Ok(done.map(drop).map_err(RuntimeError::from)?),
+            }
+        }
+    }
+
     /// All of them, by family and revision.
     pub async fn definitions(&self) -> Result<Vec<TaskDefinition>, RuntimeError> {
         let records = self.shared.context.records.list(keys::DEFINITIONS).await?;

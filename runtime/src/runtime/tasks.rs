@@ -14,6 +14,7 @@ use crate::model::Timestamp;
 use crate::model::definition::{
     ContainerDefinition, DEFAULT_EPHEMERAL_STORAGE_GIB, DefinitionStatus, TaskDefinition,
 };
+use crate::model::isolation::Isolation;
 use crate::model::log::{LogGroup, LogSource, LogStream};
 use crate::model::network::{SecurityGroup, Subnet};
 use crate::model::task::{
@@ -50,7 +51,7 @@ impl Runtime {
     /// All or none: either every task is stored as PROVISIONING and on its way, or an error says why not.
     pub async fn run_task(&self, request: RunTask) -> Result<Vec<Task>, RuntimeError> {
         let _admission = self.shared.admission.lock().await;
-        self.active_cluster(&request.cluster).await?;
+        let (cluster, _) = self.active_cluster(&request.cluster).await?;
         if let Some((token, digest)) = &request.client_token
             && let Some(tasks) = self.tasks_of_token(&request.cluster, token, digest).await?
         {
@@ -90,6 +91,7 @@ impl Runtime {
             taken.insert(address);
             let mut task = self.new_task(&request, &definition, &place, address);
             task.volume = given.as_ref().map(|(asked, given)| task_volume(asked, given));
+            task.isolation = cluster.isolation();
             tasks.push(task);
         }
         self.check_capacity(&tasks).await?;
@@ -366,6 +368,7 @@ impl Runtime {
             ended_at_heartbeat: false,
             protected_until: None,
             volume: None,
+            isolation: Isolation::default(),
             id,
         }
     }

@@ -1,5 +1,6 @@
 //! Whole tasks on a simulated host: states, ledger, logs and what a crash of the daemon leaves of them.
 
+mod clusters;
 mod endpoint;
 mod hand_over;
 mod idle;

@@ -184,6 +184,7 @@ impl Context {
             .collect();
         let machine = self.host.start_machine(MachineSpec {
             task: task.id.clone(),
+            isolation: task.isolation,
             cpu_units: task.cpu_units,
             memory_mib: task.memory_mib,
             scratch_gib: task.ephemeral_storage_gib,

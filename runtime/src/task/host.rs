@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::image::{Credentials, ImageStore};
 use crate::model::Timestamp;
+use crate::model::isolation::Isolation;
 use crate::model::task::{Eni, TaskId};
 use crate::model::volume::VolumeId;
 use crate::runtime::PullStatus;
@@ -35,6 +36,8 @@ pub struct PulledImage {
 /// What a machine is made of.
 pub struct MachineSpec {
     pub task: TaskId,
+    /// What the machine may share with those of other tasks.
+    pub isolation: Isolation,
     pub cpu_units: u32,
     pub memory_mib: u32,
     pub scratch_gib: u32,

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::host::*;
 use crate::image::Credentials;
 use crate::model::Timestamp;
+use crate::model::isolation::Isolation;
 use crate::model::task::{Eni, TaskId};
 use crate::model::volume::VolumeId;
 use crate::runtime::PullStatus;
@@ -40,6 +41,8 @@ struct State {
     volumes: HashSet<VolumeId>,
     /// The disk of the volume of each machine.
     disks: HashMap<TaskId, PathBuf>,
+    /// What the machine of each task was asked to share.
+    isolation: HashMap<TaskId, Isolation>,
 }
 
 /// What pulling an image of this name comes to.
@@ -104,6 +107,11 @@ impl SimulatedHost {
     /// Machines that were started.
     pub(crate) fn booted(&self) -> usize {
         self.state.lock().unwrap().booted
+    }
+
+    /// What the task's machine was asked to share when it was started.
+    pub(crate) fn isolation(&self, task: &TaskId) -> Isolation {
+        self.state.lock().unwrap().isolation[task]
     }
 
     /// A machine for the task, whose guest has no task yet.
@@ -178,6 +186,7 @@ impl Host for SimulatedHost {
             );
             state.disks.insert(spec.task.clone(), disk.clone());
         }
+        state.isolation.insert(spec.task.clone(), spec.isolation);
         drop(state);
         let machine = self.boot(spec.task);
         Box::pin(async { Ok(machine) })

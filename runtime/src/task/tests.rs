@@ -70,6 +70,7 @@ pub(crate) fn task(containers: usize) -> Task {
         ended_at_heartbeat: false,
         protected_until: None,
         volume: None,
+        isolation: Default::default(),
         id,
     }
 }

@@ -19,7 +19,7 @@ pub enum Thread {
 }
 
 impl Thread {
-    fn filter(self) -> &'static [sock_filter] {
+    pub(super) fn filter(self) -> &'static [sock_filter] {
         match self {
             Self::Main => &MAIN,
             Self::Vcpu => &VCPU,

@@ -9,6 +9,10 @@ mod enter;
 mod filters;
 #[cfg(feature = "jail-probes")]
 pub mod probes;
+#[cfg(any(test, feature = "jail-probes"))]
+mod rules;
+#[cfg(feature = "jail-probes")]
+pub mod trial;
 
 use std::io;
 
@@ -29,25 +33,39 @@ pub enum JailError {
 #[derive(Clone, Copy, Debug)]
 pub struct Jail {
     filters: bool,
+    #[cfg(feature = "jail-probes")]
+    trial: Option<&'static trial::Trial>,
 }
 
 impl Jail {
     /// No jail at all: for a machine whose configuration has none.
-    pub const NONE: Self = Self { filters: false };
+    pub const NONE: Self = Self::with(false);
 
     /// Filters without walls, for tests of what a filter allows.
     #[cfg(test)]
-    pub(crate) const FILTERS_ALONE: Self = Self { filters: true };
+    pub(crate) const FILTERS_ALONE: Self = Self::with(true);
+
+    const fn with(filters: bool) -> Self {
+        Self {
+            filters,
+            #[cfg(feature = "jail-probes")]
+            trial: None,
+        }
+    }
 
     /// Enters the jail. Only for a process with one thread: what is given up, is given up by the calling one.
     /// `largest_file` is the size in bytes beyond which no file may grow.
     pub fn enter(config: &JailConfig, largest_file: u64) -> Result<Self, JailError> {
         enter::enter(config, largest_file)?;
-        Ok(Self { filters: true })
+        Ok(Self::with(true))
     }
 
     /// From here on the calling thread can do what threads of its kind do, and anything else ends the process.
     pub fn confine(self, thread: Thread) -> Result<(), JailError> {
+        #[cfg(feature = "jail-probes")]
+        if let Some(trial) = self.trial {
+            return trial.confine(thread);
+        }
         if self.filters {
             filters::install(thread)?;
         }
@@ -66,7 +84,17 @@ impl Jail {
     #[cfg(feature = "jail-probes")]
     #[must_use]
     pub fn without_filters(self) -> Self {
-        Self { filters: false }
+        Self::with(false)
+    }
+
+    /// The same jail, with its filters on trial.
+    #[cfg(feature = "jail-probes")]
+    #[must_use]
+    pub fn on_trial(self, trial: &'static trial::Trial) -> Self {
+        Self {
+            trial: Some(trial),
+            ..self
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use berth_runtime::model::isolation::Isolation;
 use berth_runtime::model::task::{
     Container, ContainerOverride, ContainerStatus, DesiredStatus, Eni, HealthStatus, Overrides, Task,
     TaskStatus,
@@ -15,6 +16,7 @@ use crate::ecs::values::{name_values_json, put, seconds, tags_json};
 
 const PLATFORM_VERSION: &str = "1.4.0";
 const PAUSED_AT: &str = "berth.paused-at";
+const ISOLATION: &str = "berth.isolation";
 
 /// Availability zones by subnet.
 pub(crate) type Zones = HashMap<String, String>;
@@ -104,11 +106,14 @@ pub(crate) fn task(owner: &Owner, zones: &Zones, task: &Task, with_tags: bool) -
     Value::Object(shape)
 }
 
-/// ECS knows no pause, so that is an attribute: since when, in seconds.
+/// ECS knows no pause, so that is an attribute: since when, in seconds. Nor does it know isolation, which its cluster chose.
 fn attributes(task: &Task) -> Value {
     let mut attributes = vec![json!({ "name": "ecs.cpu-architecture", "value": "x86_64" })];
     if let Some(since) = task.pauses.since {
         attributes.push(json!({ "name": PAUSED_AT, "value": seconds(since).to_string() }));
+    }
+    if task.isolation != Isolation::default() {
+        attributes.push(json!({ "name": ISOLATION, "value": task.isolation.as_str() }));
     }
     attributes.into()
 }

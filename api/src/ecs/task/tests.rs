@@ -272,6 +272,17 @@ pub(crate) fn task() -> Task {
 }
 
 #[test]
+fn a_task_that_shares_nothing_says_so() {
+    let mut task = task();
+    task.isolation = berth_runtime::Isolation::Strict;
+    let shown = encode::task(&owner(), &Zones::default(), &task, true);
+    assert_eq!(
+        shown["attributes"][1],
+        json!({ "name": "berth.isolation", "value": "strict" })
+    );
+}
+
+#[test]
 fn a_stopped_task_has_every_member_of_a_fargate_task() {
     let zones = Zones::from([("subnet-0".to_owned(), "us-east-1a".to_owned())]);
     let shown = encode::task(&owner(), &zones, &task(), true);
