@@ -126,6 +126,21 @@ pub struct DriveConfig {
     pub read_only: bool,
     /// Reads and writes together; none means no limit.
     pub limits: Option<LimitsConfig>,
+    #[serde(default)]
+    pub engine: DriveEngine,
+}
+
+/// How the requests of a drive are carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriveEngine {
+    /// As is best for the file on this host.
+    #[default]
+    Auto,
+    /// Many at once by io_uring, where the host has it.
+    IoUring,
+    /// One after the other, by the device's thread.
+    InOrder,
 }
 
 /// One network device.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig,
+    CONFIG_VERSION, DriveConfig, DriveEngine, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig,
     VsockConfig, WorkingSet,
 };
 use nix::sched::{CloneFlags, unshare};
@@ -192,6 +192,7 @@ impl Launch {
                 fd,
                 read_only: true,
                 limits: self.rates.drive(spec.cpu_units),
+                engine: DriveEngine::default(),
             });
         }
         let fd = handed.take(scratch.into());
@@ -200,6 +201,7 @@ impl Launch {
             fd,
             read_only: false,
             limits: self.rates.drive(spec.cpu_units),
+            engine: DriveEngine::default(),
         });
         if let Some(path) = &spec.volume {
             drives.push(DriveConfig {
@@ -207,6 +209,7 @@ impl Launch {
                 fd: handed.take(open(path, true)?.into()),
                 read_only: false,
                 limits: self.rates.drive(spec.cpu_units),
+                engine: DriveEngine::default(),
             });
         }
         let mac: MacAddr = spec

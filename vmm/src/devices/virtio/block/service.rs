@@ -1,0 +1,142 @@
+//! Serving the queue of a drive that has a ring: what is available is submitted together, and ends in any order.
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use super::disk::{Begun, Disk};
+use super::in_flight::InFlight;
+use super::ring::Ring;
+use crate::devices::virtio::worker::{BATCH, QueueError, QueueService, Stop};
+use crate::devices::virtio::{Interrupt, QueuePosition};
+
+/// As [`QueueService::run`], by a ring. What was begun is waited for before this returns.
+pub(super) fn run(
+    mut service: QueueService,
+    stop: &Stop,
+    disk: &Disk,
+    ring: &mut Ring,
+) -> Vec<QueuePosition> {
+    let memory = service.memory.clone();
+    let mut flights = InFlight::new(ring, disk);
+    let served = serve(&mut service, &memory, stop, disk, &mut flights);
+    drop(flights);
+    service.positions(served)
+}
+
+fn serve<'a>(
+    service: &mut QueueService,
+    memory: &'a GuestMemoryMmap,
+    stop: &Stop,
+    disk: &Disk,
+    flights: &mut InFlight<'a>,
+) -> Result<(), QueueError> {
+    service.watch(stop, disk.throttle(), Some(flights.event()))?;
+    while service.wait(stop, disk.throttle())? {
+        for queue in &mut service.queues {
+            drain(&mut queue.queue, memory, &*service.interrupt, stop, disk, flights)?;
+        }
+    }
+    for queue in &mut service.queues {
+        land(&mut queue.queue, memory, &*service.interrupt, flights)?;
+    }
+    Ok(())
+}
+
+/// What is in the queue after a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Nothing,
+    Perhaps,
+    /// What must wait: for the limits, or until something has ended.
+    Held,
+}
+
+/// Begins what is in the queue, as far as the limits go, and tells the driver of what has ended, until there is nothing to
+/// do but to wait.
+pub(super) fn drain<'a>(
+    queue: &mut Queue,
+    memory: &'a GuestMemoryMmap,
+    interrupt: &dyn Interrupt,
+    stop: &Stop,
+    disk: &Disk,
+    flights: &mut InFlight<'a>,
+) -> Result<(), QueueError> {
+    while !stop.asked() {
+        queue.disable_notification(memory)?;
+        let rest = begin(queue, memory, stop, disk, flights)?;
+        flights.submit(0).map_err(QueueError::Wait)?;
+        let told = tell(queue, memory, interrupt, flights)?;
+        if flights.has_to_submit() {
+            continue;
+        }
+        match rest {
+            Rest::Perhaps => {}
+            Rest::Held if told => {}
+            // The ring, or the timer, wakes this thread.
+            Rest::Held => return Ok(()),
+            Rest::Nothing if queue.enable_notification(memory)? => {}
+            Rest::Nothing => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits for what is in flight, and tells the driver of it.
+pub(super) fn land(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    interrupt: &dyn Interrupt,
+    flights: &mut InFlight<'_>,
+) -> Result<(), QueueError> {
+    while !flights.is_empty() {
+        flights.submit(1).map_err(QueueError::Wait)?;
+        tell(queue, memory, interrupt, flights)?;
+    }
+    Ok(())
+}
+
+/// Begins a batch. Between requests the device can be stopped, however dear they are.
+fn begin<'a>(
+    queue: &mut Queue,
+    memory: &'a GuestMemoryMmap,
+    stop: &Stop,
+    disk: &Disk,
+    flights: &mut InFlight<'a>,
+) -> Result<Rest, QueueError> {
+    for _ in 0..BATCH {
+        let Some(room) = flights.room().filter(|_| !stop.asked()) else {
+            return Ok(Rest::Held);
+        };
+        let Some(chain) = queue.iter(memory)?.next() else {
+            return Ok(Rest::Nothing);
+        };
+        let head = chain.head_index();
+        match disk.begin(memory, chain, room) {
+            Begun::Refused => {
+                queue.go_to_previous_position();
+                return Ok(Rest::Held);
+            }
+            Begun::Done(written) => flights.done((head, written)),
+            Begun::Pending(pending) => flights.begin(head, pending),
+        }
+    }
+    Ok(Rest::Perhaps)
+}
+
+/// Gives back the chains of what has ended, and interrupts the driver once for all of them. Returns whether there were any.
+fn tell(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    interrupt: &dyn Interrupt,
+    flights: &mut InFlight<'_>,
+) -> Result<bool, QueueError> {
+    let mut told = false;
+    for (head, written) in flights.take_ended() {
+        queue.add_used(memory, head, written)?;
+        told = true;
+    }
+    if told && queue.needs_notification(memory)? {
+        interrupt.signal_queue();
+    }
+    Ok(told)
+}
