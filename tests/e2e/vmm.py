@@ -77,10 +77,12 @@ class Machine:
         drives=(),
         nets=(),
         jailed=False,
+        engine="auto",
     ):
         """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
         down, for which the memory is shared. `drives` are pairs of a descriptor and whether it is read only, `nets`
-        descriptors of taps; all stay the caller's."""
+        descriptors of taps; all stay the caller's. `engine` is how the drives' requests are carried out: "auto",
+        "io_uring", "in_order"."""
         opened, handed = [], []
 
         def hand(descriptor):
@@ -124,7 +126,7 @@ class Machine:
             "control_fd": hand(self._listener.fileno()),
             "exit_fd": hand(self._exit),
             "drives": [
-                {"id": f"disk{index}", "fd": hand(drive), "read_only": read_only}
+                {"id": f"disk{index}", "fd": hand(drive), "read_only": read_only, "engine": engine}
                 for index, (drive, read_only) in enumerate(drives)
             ],
             "nets": [

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig, WorkingSet,
+    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig,
+    WorkingSet,
 };
 use berth_vmm::control;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};

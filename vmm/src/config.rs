@@ -8,6 +8,7 @@ pub mod validate;
 mod working_set;
 
 use std::os::fd::RawFd;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +142,23 @@ pub enum DriveEngine {
     IoUring,
     /// One after the other, by the device's thread.
     InOrder,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no engine of drives: it is auto, io-uring or in-order")]
+pub struct NoDriveEngine(String);
+
+impl FromStr for DriveEngine {
+    type Err = NoDriveEngine;
+
+    fn from_str(name: &str) -> Result<Self, NoDriveEngine> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "io-uring" => Ok(Self::IoUring),
+            "in-order" => Ok(Self::InOrder),
+            _ => Err(NoDriveEngine(name.into())),
+        }
+    }
 }
 
 /// One network device.

@@ -183,7 +183,9 @@ impl MachineConfig {
 mod tests {
     use super::*;
     use crate::config::WorkingSet;
-    use crate::config::{DriveConfig, DriveEngine, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig};
+    use crate::config::{
+        DriveConfig, DriveEngine, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig,
+    };
 
     fn boot(cmdline: &str) -> StartConfig {
         StartConfig::Boot {

@@ -1,8 +1,10 @@
 //! The device as the transport sees it: features, configuration space, the thread.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
@@ -12,7 +14,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::disk::Disk;
-use super::ring::Ring;
+use super::ring::{Ring, Takes};
 use super::service;
 use super::{
     MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, QUEUE_SIZE,
@@ -43,24 +45,29 @@ impl Block {
         let config = config(&disk);
         let of_thread = disk.clone();
         let worker = Worker::prepared("block", jail, Thread::Block, move || ring(&of_thread, engine))?;
-        Ok(Self {
-            disk,
-            config,
-            worker,
-        })
+        Ok(Self { disk, config, worker })
     }
 }
 
 /// The ring for a disk; none where the host has none to give, or it is not wanted.
 fn ring(disk: &Disk, engine: DriveEngine) -> Option<Ring> {
-    let ring = match engine {
-        DriveEngine::InOrder => None,
-        DriveEngine::Auto | DriveEngine::IoUring => Ring::new(disk.file()).ok(),
+    let takes = match engine {
+        DriveEngine::InOrder => return None,
+        // In memory there is nothing to wait for.
+        DriveEngine::Auto if is_in_memory(disk.file()) => return None,
+        DriveEngine::Auto => Takes::ReadsAndFlushes,
+        DriveEngine::IoUring => Takes::Everything,
     };
+    let ring = Ring::new(disk.file(), takes).ok();
     if ring.is_some() {
         count(&disk.counters().block_io_uring_drives, 1);
     }
     ring
+}
+
+/// Whether a file is of a file system that has its files in memory.
+fn is_in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
 }
 
 /// The configuration space (5.2.4).

@@ -17,7 +17,9 @@ pub(super) struct InFlight<'a> {
     /// By token.
     slots: Vec<Option<Flight<'a>>>,
     free: Vec<usize>,
-    /// What they move, together.
+    /// What the ring does not take: this thread carries it out once the rest is submitted.
+    own: Vec<(u16, Pending<'a>)>,
+    /// What all of them move, together.
     bytes: u64,
     ended: Vec<Ended>,
 }
@@ -43,6 +45,7 @@ impl<'a> InFlight<'a> {
             disk,
             slots: (0..slots).map(|_| None).collect(),
             free: (0..slots).rev().collect(),
+            own: Vec::new(),
             bytes: 0,
             ended: Vec::new(),
         }
@@ -62,7 +65,8 @@ impl<'a> InFlight<'a> {
     pub(super) fn room(&self) -> Option<u64> {
         match self.free.len() {
             0 => None,
-            _ if self.is_empty() => Some(u64::MAX),
+            // One that is too long by itself is refused for that.
+            _ if self.is_empty() && self.own.is_empty() => Some(u64::MAX),
             _ => Some(MAX_REQUEST_BYTES - self.bytes),
         }
     }
@@ -72,6 +76,10 @@ impl<'a> InFlight<'a> {
         let moves = matches!(pending.work, Work::Move(..));
         if moves && pending.bytes == 0 {
             return self.end(head, &pending, Ok(()));
+        }
+        if !self.ring.takes(pending.work) {
+            self.bytes += pending.bytes;
+            return self.own.push((head, pending));
         }
         let Some(token) = self.free.pop() else {
             return self.end(head, &pending, Err(io::ErrorKind::ResourceBusy.into()));
@@ -120,15 +128,23 @@ impl<'a> InFlight<'a> {
         }
     }
 
-    /// Submits what was prepared and waits until at least so many requests have come back.
-    pub(super) fn submit(&mut self, least: u32) -> io::Result<()> {
+    /// Submits what was prepared, and carries out what is this thread's own.
+    pub(super) fn submit(&mut self) -> io::Result<()> {
         while self.ring.has_pushed() {
             self.ring.enter(0)?;
         }
-        match least {
-            0 => Ok(()),
-            _ => self.ring.enter(least),
+        for (head, mut pending) in std::mem::take(&mut self.own) {
+            let result = self.disk.carry_out(pending.work, &mut pending.buffers);
+            self.bytes -= pending.bytes;
+            self.end(head, &pending, result);
         }
+        Ok(())
+    }
+
+    /// As [`InFlight::submit`], then waits until a request has come back.
+    pub(super) fn wait(&mut self) -> io::Result<()> {
+        self.submit()?;
+        self.ring.enter(1)
     }
 
     /// Takes what has ended since the last time. What was done in part goes on: there is something to submit again.
@@ -151,9 +167,9 @@ impl<'a> InFlight<'a> {
         };
         let result = match (flight.pending.work, moved) {
             // The kernel cannot do it beside this thread, for want of memory or of one of its own.
-            (work, Err(error)) if is_passing(&error) => {
-                self.disk.carry_out(work, &mut flight.pending.buffers[flight.next..])
-            }
+            (work, Err(error)) if is_passing(&error) => self
+                .disk
+                .carry_out(work, &mut flight.pending.buffers[flight.next..]),
             (Work::Sync, moved) => moved.map(drop),
             (Work::Move(..), Err(error)) => Err(error),
             (Work::Move(direction, offset), Ok(moved)) => match flight.go_on(moved) {
@@ -203,7 +219,7 @@ impl Drop for InFlight<'_> {
     /// The kernel must have let go of everything.
     fn drop(&mut self) {
         while !self.is_empty() {
-            if let Err(error) = self.submit(1) {
+            if let Err(error) = self.wait() {
                 eprintln!("berth-vmm: cannot wait for requests in flight: {error}");
                 std::process::abort();
             }

@@ -18,10 +18,7 @@ fn throttle(limits: LimitsConfig) -> Arc<Throttle> {
 
 fn limited(engine: DriveEngine, limits: LimitsConfig) -> (Bench, Arc<Throttle>) {
     let throttle = throttle(limits);
-    (
-        Bench::with(engine, false, throttle.clone(), Jail::NONE),
-        throttle,
-    )
+    (Bench::with(engine, false, throttle.clone(), Jail::NONE), throttle)
 }
 
 impl Bench {

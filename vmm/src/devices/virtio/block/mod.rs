@@ -1,6 +1,8 @@
 //! The block device (virtio 1.3, 5.2): one queue, served on a thread of its own, straight between the file and guest
 //! memory. Where the host has io_uring, many requests are under way at once; else they are carried out in order.
 
+#[cfg(test)]
+mod depth_tests;
 mod device;
 mod disk;
 #[cfg(feature = "fuzzing")]
@@ -10,6 +12,8 @@ mod in_flight;
 mod limit_tests;
 mod request;
 mod ring;
+#[cfg(test)]
+mod ring_tests;
 mod service;
 #[cfg(test)]
 mod tests;

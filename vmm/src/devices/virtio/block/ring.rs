@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use io_uring::squeue::{Entry, Flags};
 use io_uring::register::Restriction;
+use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{Builder, EnterFlags, IoUring, opcode};
 
 use super::QUEUE_SIZE;
+use super::disk::Work;
 use crate::positioned::Direction;
 
 /// The drive's file among the registered ones.
@@ -18,9 +19,18 @@ const DRIVE: Fixed = Fixed(0);
 /// Most threads of the kernel that carry out what cannot go on by itself. They are tasks of the machine's control group.
 const MOST_WORKERS: u32 = 4;
 
+/// What a ring is made to carry out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    ReadsAndFlushes,
+    /// Writes as well.
+    Everything,
+}
+
 /// One drive's ring.
 pub struct Ring {
     ring: IoUring,
+    takes: Takes,
     /// What was pushed and not submitted yet.
     pushed: u32,
 }
@@ -29,7 +39,7 @@ impl Ring {
     /// Makes the calling thread's ring, for `file` and nothing else; no other thread can use it. Fails where the host has no
     /// io_uring (ENOSYS), forbids it (EPERM: `kernel.io_uring_disabled`, or a filter), cannot restrict it (before Linux
     /// 5.10: EINVAL) or has no memory for it (ENOMEM).
-    pub fn new(file: &File) -> io::Result<Self> {
+    pub(super) fn new(file: &File, takes: Takes) -> io::Result<Self> {
         // Flags that only newer kernels know: one thread alone submits (6.0), and it is not interrupted for what it will
         // find by itself (5.19).
         let newer = |builder: &mut Builder| {
@@ -48,15 +58,27 @@ impl Ring {
             bounded => bounded?,
         }
         // From the next call on nothing else can be submitted, and nothing registered.
-        submitter.register_restrictions(&mut [
+        let mut allowed = vec![
             Restriction::sqe_op(opcode::Readv::CODE),
-            Restriction::sqe_op(opcode::Writev::CODE),
             Restriction::sqe_op(opcode::Fsync::CODE),
             Restriction::sqe_flags_allowed(Flags::FIXED_FILE.bits()),
             Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
-        ])?;
+        ];
+        if takes == Takes::Everything {
+            allowed.push(Restriction::sqe_op(opcode::Writev::CODE));
+        }
+        submitter.register_restrictions(&mut allowed)?;
         submitter.register_enable_rings()?;
-        Ok(Self { ring, pushed: 0 })
+        Ok(Self {
+            ring,
+            takes,
+            pushed: 0,
+        })
+    }
+
+    /// Whether this is for the ring; if not, it is for its thread.
+    pub(super) fn takes(&self, work: Work) -> bool {
+        self.takes == Takes::Everything || !matches!(work, Work::Move(Direction::Write, _))
     }
 
     /// Readable when a request has ended that was not there yet when it was last looked for.
@@ -98,7 +120,7 @@ impl Ring {
 
     /// # Safety
     /// As [`Ring::push_move`], for what the entry names.
-    unsafe fn push(&mut self, entry: Entry, token: u64) -> io::Result<()> {
+    pub(super) unsafe fn push(&mut self, entry: Entry, token: u64) -> io::Result<()> {
         // SAFETY: what the caller promises.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(token)) };
         // A queue is no longer than the ring.
@@ -139,10 +161,17 @@ impl Ring {
         }
     }
 
+    /// The ring itself, for the tests of what can be done to it.
+    #[cfg(test)]
+    pub(super) fn kernels(&self) -> &IoUring {
+        &self.ring
+    }
+
     /// A request that has ended, and how many bytes it moved.
     pub(super) fn ended(&mut self) -> Option<(u64, io::Result<usize>)> {
         let entry = self.ring.completion().next()?;
-        let moved = usize::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+        let moved =
+            usize::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
         Some((entry.user_data(), moved))
     }
 }

@@ -33,7 +33,8 @@ fn serve<'a>(
     service.watch(stop, disk.throttle(), Some(flights.event()))?;
     while service.wait(stop, disk.throttle())? {
         for queue in &mut service.queues {
-            drain(&mut queue.queue, memory, &*service.interrupt, stop, disk, flights)?;
+            let (queue, interrupt) = (&mut queue.queue, &*service.interrupt);
+            while !stop.asked() && serve_batch(queue, memory, interrupt, stop, disk, flights)? {}
         }
     }
     for queue in &mut service.queues {
@@ -51,34 +52,28 @@ enum Rest {
     Held,
 }
 
-/// Begins what is in the queue, as far as the limits go, and tells the driver of what has ended, until there is nothing to
-/// do but to wait.
-pub(super) fn drain<'a>(
+/// Begins a batch of what is in the queue, and tells the driver of what has ended. False when there is nothing to do but to
+/// wait: for the driver, for the ring or for the limits.
+pub(super) fn serve_batch<'a>(
     queue: &mut Queue,
     memory: &'a GuestMemoryMmap,
     interrupt: &dyn Interrupt,
     stop: &Stop,
     disk: &Disk,
     flights: &mut InFlight<'a>,
-) -> Result<(), QueueError> {
-    while !stop.asked() {
-        queue.disable_notification(memory)?;
-        let rest = begin(queue, memory, stop, disk, flights)?;
-        flights.submit(0).map_err(QueueError::Wait)?;
-        let told = tell(queue, memory, interrupt, flights)?;
-        if flights.has_to_submit() {
-            continue;
-        }
-        match rest {
-            Rest::Perhaps => {}
-            Rest::Held if told => {}
-            // The ring, or the timer, wakes this thread.
-            Rest::Held => return Ok(()),
-            Rest::Nothing if queue.enable_notification(memory)? => {}
-            Rest::Nothing => return Ok(()),
-        }
+) -> Result<bool, QueueError> {
+    queue.disable_notification(memory)?;
+    let rest = begin(queue, memory, stop, disk, flights)?;
+    flights.submit().map_err(QueueError::Wait)?;
+    let told = tell(queue, memory, interrupt, flights)?;
+    if flights.has_to_submit() {
+        return Ok(true);
     }
-    Ok(())
+    Ok(match rest {
+        Rest::Perhaps => true,
+        Rest::Held => told,
+        Rest::Nothing => queue.enable_notification(memory)?,
+    })
 }
 
 /// Waits for what is in flight, and tells the driver of it.
@@ -89,7 +84,7 @@ pub(super) fn land(
     flights: &mut InFlight<'_>,
 ) -> Result<(), QueueError> {
     while !flights.is_empty() {
-        flights.submit(1).map_err(QueueError::Wait)?;
+        flights.wait().map_err(QueueError::Wait)?;
         tell(queue, memory, interrupt, flights)?;
     }
     Ok(())

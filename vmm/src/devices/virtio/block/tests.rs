@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_blk::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::ring::Ring;
+use super::ring::{Ring, Takes};
 use super::*;
 use crate::config::DriveEngine;
 use crate::devices::virtio::net::driver::{Driver, INDIRECT, NEXT, TestInterrupt, WRITE, memory};
@@ -26,7 +26,7 @@ pub(super) const OK: u8 = VIRTIO_BLK_S_OK as u8;
 pub(super) const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 /// What the status byte holds before the device writes it.
-const UNTOUCHED: u8 = 0xaa;
+pub(super) const UNTOUCHED: u8 = 0xaa;
 
 /// Makes tests of functions of an engine.
 macro_rules! for_both_engines {
@@ -47,7 +47,7 @@ pub(super) use for_both_engines;
 
 /// Whether this host has what the tests of the ring need.
 pub(super) fn has_ring() -> bool {
-    match Ring::new(&content()) {
+    match Ring::new(&content(), Takes::ReadsAndFlushes) {
         Ok(_) => true,
         Err(error) => {
             // Not by `eprintln`, which the test harness hides.
@@ -146,11 +146,11 @@ impl Bench {
         (self.byte(STATUS), used)
     }
 
-    fn byte(&self, address: u64) -> u8 {
+    pub(super) fn byte(&self, address: u64) -> u8 {
         self.driver.memory.read_obj(GuestAddress(address)).unwrap()
     }
 
-    fn sector(&self, sector: u64) -> [u8; 512] {
+    pub(super) fn sector(&self, sector: u64) -> [u8; 512] {
         let mut bytes = [0; 512];
         self.file.read_exact_at(&mut bytes, sector * 512).unwrap();
         bytes
