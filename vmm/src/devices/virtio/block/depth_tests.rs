@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_blk::*;
@@ -124,81 +125,101 @@ fn as_many_requests_as_the_queue_takes_are_each_given_their_own(engine: DriveEng
     assert!(bench.interrupt.count() < 4 * u64::from(REQUESTS));
 }
 
-fn a_reset_waits_for_what_was_begun_and_begins_nothing(engine: DriveEngine) {
-    let file = content();
-    file.set_len(8 << 20).unwrap();
-    let mut bench = on(file, engine);
-    for request in 0..REQUESTS {
-        let kind = if request % 8 == 7 {
-            VIRTIO_BLK_T_OUT
-        } else {
-            VIRTIO_BLK_T_IN
-        };
-        bench.prepare(request, kind, 16 * u64::from(request), BUFFER_BYTES as u32);
-    }
-    for _ in 0..20 {
-        bench.offer_all(0..REQUESTS);
-        let positions = bench.block.stop();
-        let begun = positions[0].next_used;
-        assert_eq!(positions[0].next_avail, begun);
-        let mut used = 0;
-        while let Some((head, _)) = bench.driver.take_used() {
-            assert_eq!(bench.byte(status(head)), OK);
-            used += 1;
-        }
-        // From here on the memory is the driver's, and stays as it is.
+/// What a driver puts into its memory once it is its own again; it must not be found in the file.
+const AFTERWARDS: u8 = 0xee;
+/// A file as long as all requests are.
+const ALL_BYTES: u64 = BUFFER_BYTES * REQUESTS as u64;
+
+impl Bench {
+    /// Prepares requests that fill their buffers, reads and writes, and offers them.
+    fn offer_long_ones(&mut self) {
         for request in 0..REQUESTS {
-            bench
-                .driver
-                .write(buffer(request), &[0x55; BUFFER_BYTES as usize]);
-            bench.driver.write(status(request), &[UNTOUCHED]);
+            let kind = if request % 8 == 7 {
+                VIRTIO_BLK_T_IN
+            } else {
+                VIRTIO_BLK_T_OUT
+            };
+            let sector = BUFFER_BYTES / 512 * u64::from(request);
+            self.prepare(request, kind, sector, BUFFER_BYTES as u32);
+            self.driver.write(buffer(request), &[0x11; BUFFER_BYTES as usize]);
         }
-        let unused = (usize::from(REQUESTS)).checked_sub(used).unwrap();
-        for _ in 0..8 {
+        self.offer_all(0..REQUESTS);
+    }
+
+    /// Does with the memory what a driver may do once the device has let go of it, and sees that the device does nothing more
+    /// to it or with it.
+    fn assert_let_go(&self, file: &File) {
+        for request in 0..REQUESTS {
+            self.driver
+                .write(buffer(request), &[AFTERWARDS; BUFFER_BYTES as usize]);
+            self.driver.write(status(request), &[UNTOUCHED]);
+        }
+        let mut content = vec![0; ALL_BYTES as usize];
+        for _ in 0..2 {
             fence(Ordering::SeqCst);
+            file.read_exact_at(&mut content, 0).unwrap();
+            assert!(!content.contains(&AFTERWARDS), "guest memory was read");
             for request in 0..REQUESTS {
-                assert_eq!(bench.byte(status(request)), UNTOUCHED);
+                assert_eq!(self.byte(status(request)), UNTOUCHED);
                 let ends = [buffer(request), buffer(request) + BUFFER_BYTES - 1];
-                assert_eq!(ends.map(|address| bench.byte(address)), [0x55; 2]);
+                assert_eq!(ends.map(|address| self.byte(address)), [AFTERWARDS; 2]);
             }
         }
+    }
+}
+
+fn a_reset_waits_for_what_was_begun_and_begins_nothing(engine: DriveEngine) {
+    let file = content();
+    file.set_len(ALL_BYTES).unwrap();
+    let mut bench = on(file.try_clone().unwrap(), engine);
+    for _ in 0..8 {
+        bench.offer_long_ones();
+        // It is at work.
+        let mut used = bench.wait_for_any(1);
+        let positions = bench.block.stop();
+        assert_eq!(positions[0].next_avail, positions[0].next_used);
+        used.extend(std::iter::from_fn(|| bench.driver.take_used()));
+        for (head, _) in &used {
+            assert_eq!(bench.byte(status(*head)), OK);
+        }
+        bench.assert_let_go(&file);
+        // What was not begun is there for the next device, with what the driver has put there meanwhile.
+        let left = usize::from(REQUESTS) - used.len();
         bench.go_on(positions[0]);
-        assert_eq!(bench.wait_for_any(unused).len(), unused);
+        assert_eq!(bench.wait_for_any(left).len(), left);
+        file.set_len(0).unwrap();
+        file.set_len(ALL_BYTES).unwrap();
     }
 }
 
 fn a_broken_queue_is_left_alone_only_when_nothing_is_under_way(engine: DriveEngine) {
-    let mut bench = Bench::new(engine, false);
-    for request in 0..REQUESTS {
-        bench.prepare(request, VIRTIO_BLK_T_IN, 0, 32 * 512);
+    for _ in 0..8 {
+        let file = content();
+        file.set_len(ALL_BYTES).unwrap();
+        let mut bench = on(file.try_clone().unwrap(), engine);
+        bench.offer_long_ones();
+        bench.wait_for_any(1);
+        bench.driver.set_available(60_000);
+        bench.driver.kick();
+        bench.interrupt.wait_until_failed();
+        bench.assert_let_go(&file);
+        assert!(bench.block.stop().is_empty());
+        let memory = bench.driver.memory.clone();
+        let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
+        bench.driver = driver;
+        let interrupt = bench.interrupt.clone();
+        bench
+            .block
+            .activate(Activation {
+                memory,
+                queues: vec![queue],
+                interrupt,
+                features: 0,
+                restored: false,
+            })
+            .unwrap();
+        assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
     }
-    bench.offer_all(0..REQUESTS);
-    bench.driver.set_available(60_000);
-    bench.driver.kick();
-    // The device may have seen the queue before, or not, and must not touch it after.
-    bench.interrupt.wait_until_failed();
-    for request in 0..REQUESTS {
-        bench.driver.write(status(request), &[UNTOUCHED]);
-    }
-    for request in (0..REQUESTS).rev() {
-        assert_eq!(bench.byte(status(request)), UNTOUCHED);
-    }
-    assert!(bench.block.stop().is_empty());
-    let memory = bench.driver.memory.clone();
-    let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
-    bench.driver = driver;
-    let interrupt = bench.interrupt.clone();
-    bench
-        .block
-        .activate(Activation {
-            memory,
-            queues: vec![queue],
-            interrupt,
-            features: 0,
-            restored: false,
-        })
-        .unwrap();
-    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
 }
 
 fn more_bytes_than_may_be_under_way_are_moved_one_after_the_other(engine: DriveEngine) {
