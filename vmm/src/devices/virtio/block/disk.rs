@@ -154,10 +154,7 @@ impl Disk {
         match self.begin(memory, chain, u64::MAX) {
             Begun::Refused => Served::Throttled,
             Begun::Done(written) => Served::Done(written),
-            Begun::Pending(mut pending) => {
-                let result = self.carry_out(pending.work, &mut pending.buffers);
-                Served::Done(self.end(&pending, result))
-            }
+            Begun::Pending(pending) => Served::Done(self.finish(pending)),
         }
     }
 
@@ -196,7 +193,13 @@ impl Disk {
         }
     }
 
-    /// Carries out the rest of a request, or what is left of it, on this thread.
+    /// Carries out the rest of a request on this thread; returns how many bytes were written to its chain.
+    pub(super) fn finish(&self, mut pending: Pending<'_>) -> u32 {
+        let result = self.carry_out(pending.work, &mut pending.buffers);
+        self.end(&pending, result)
+    }
+
+    /// Carries out what is left of a request on this thread.
     pub(super) fn carry_out(&self, work: Work, buffers: &mut [VolatileSlice<'_>]) -> io::Result<()> {
         match work {
             Work::Move(direction, offset) => transfer(&self.file, direction, buffers, offset),

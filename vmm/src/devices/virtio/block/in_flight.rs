@@ -17,8 +17,6 @@ pub(super) struct InFlight<'a> {
     /// By token.
     slots: Vec<Option<Flight<'a>>>,
     free: Vec<usize>,
-    /// What the ring does not take: this thread carries it out once the rest is submitted.
-    own: Vec<(u16, Pending<'a>)>,
     /// What all of them move, together.
     bytes: u64,
     ended: Vec<Ended>,
@@ -45,7 +43,6 @@ impl<'a> InFlight<'a> {
             disk,
             slots: (0..slots).map(|_| None).collect(),
             free: (0..slots).rev().collect(),
-            own: Vec::new(),
             bytes: 0,
             ended: Vec::new(),
         }
@@ -66,9 +63,14 @@ impl<'a> InFlight<'a> {
         match self.free.len() {
             0 => None,
             // One that is too long by itself is refused for that.
-            _ if self.is_empty() && self.own.is_empty() => Some(u64::MAX),
+            _ if self.is_empty() => Some(u64::MAX),
             _ => Some(MAX_REQUEST_BYTES - self.bytes),
         }
+    }
+
+    /// Whether a request is for the ring; if not, this thread is to carry it out.
+    pub(super) fn takes(&self, pending: &Pending<'_>) -> bool {
+        self.ring.takes(pending.work)
     }
 
     /// Prepares a request, of at most [`InFlight::room`] bytes, to be submitted.
@@ -76,10 +78,6 @@ impl<'a> InFlight<'a> {
         let moves = matches!(pending.work, Work::Move(..));
         if moves && pending.bytes == 0 {
             return self.end(head, &pending, Ok(()));
-        }
-        if !self.ring.takes(pending.work) {
-            self.bytes += pending.bytes;
-            return self.own.push((head, pending));
         }
         let Some(token) = self.free.pop() else {
             return self.end(head, &pending, Err(io::ErrorKind::ResourceBusy.into()));
@@ -93,11 +91,6 @@ impl<'a> InFlight<'a> {
             pending,
         });
         self.push(token);
-    }
-
-    /// Notes a request that was done at once.
-    pub(super) fn done(&mut self, ended: Ended) {
-        self.ended.push(ended);
     }
 
     /// Has the ring do what is left of a request.
@@ -128,15 +121,10 @@ impl<'a> InFlight<'a> {
         }
     }
 
-    /// Submits what was prepared, and carries out what is this thread's own.
+    /// Submits what was prepared.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         while self.ring.has_pushed() {
             self.ring.enter(0)?;
-        }
-        for (head, mut pending) in std::mem::take(&mut self.own) {
-            let result = self.disk.carry_out(pending.work, &mut pending.buffers);
-            self.bytes -= pending.bytes;
-            self.end(head, &pending, result);
         }
         Ok(())
     }

@@ -63,9 +63,9 @@ pub(super) fn serve_batch<'a>(
     flights: &mut InFlight<'a>,
 ) -> Result<bool, QueueError> {
     queue.disable_notification(memory)?;
-    let rest = begin(queue, memory, stop, disk, flights)?;
+    let (rest, done) = begin(queue, memory, stop, disk, flights)?;
     flights.submit().map_err(QueueError::Wait)?;
-    let told = tell(queue, memory, interrupt, flights)?;
+    let told = tell(queue, memory, interrupt, flights, done)?;
     if flights.has_to_submit() {
         return Ok(true);
     }
@@ -85,47 +85,61 @@ pub(super) fn land(
 ) -> Result<(), QueueError> {
     while !flights.is_empty() {
         flights.wait().map_err(QueueError::Wait)?;
-        tell(queue, memory, interrupt, flights)?;
+        tell(queue, memory, interrupt, flights, false)?;
     }
     Ok(())
 }
 
-/// Begins a batch. Between requests the device can be stopped, however dear they are.
+/// Begins a batch, of which the driver finds in the queue what this thread has done; returns whether there was any. Between
+/// requests the device can be stopped, however dear they are.
 fn begin<'a>(
     queue: &mut Queue,
     memory: &'a GuestMemoryMmap,
     stop: &Stop,
     disk: &Disk,
     flights: &mut InFlight<'a>,
-) -> Result<Rest, QueueError> {
+) -> Result<(Rest, bool), QueueError> {
+    let mut done = false;
     for _ in 0..BATCH {
         let Some(room) = flights.room().filter(|_| !stop.asked()) else {
-            return Ok(Rest::Held);
+            return Ok((Rest::Held, done));
         };
         let Some(chain) = queue.iter(memory)?.next() else {
-            return Ok(Rest::Nothing);
+            return Ok((Rest::Nothing, done));
         };
         let head = chain.head_index();
-        match disk.begin(memory, chain, room) {
+        let written = match disk.begin(memory, chain, room) {
             Begun::Refused => {
                 queue.go_to_previous_position();
-                return Ok(Rest::Held);
+                return Ok((Rest::Held, done));
             }
-            Begun::Done(written) => flights.done((head, written)),
-            Begun::Pending(pending) => flights.begin(head, pending),
-        }
+            Begun::Pending(pending) if flights.takes(&pending) => {
+                flights.begin(head, pending);
+                continue;
+            }
+            Begun::Pending(pending) => {
+                // What was there before goes on meanwhile.
+                flights.submit().map_err(QueueError::Wait)?;
+                disk.finish(pending)
+            }
+            Begun::Done(written) => written,
+        };
+        queue.add_used(memory, head, written)?;
+        done = true;
     }
-    Ok(Rest::Perhaps)
+    Ok((Rest::Perhaps, done))
 }
 
-/// Gives back the chains of what has ended, and interrupts the driver once for all of them. Returns whether there were any.
+/// Gives back the chains of what has ended, and interrupts the driver once for all of them and what was `done` before. Returns
+/// whether there were any.
 fn tell(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
     interrupt: &dyn Interrupt,
     flights: &mut InFlight<'_>,
+    done: bool,
 ) -> Result<bool, QueueError> {
-    let mut told = false;
+    let mut told = done;
     for (head, written) in flights.take_ended() {
         queue.add_used(memory, head, written)?;
         told = true;
