@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::*;
 use vm_memory::GuestAddress;
 
 use super::MAX_REQUEST_BYTES;
-use super::tests::{Bench, DATA, HEADER, IOERR, OK, SECTORS, STATUS, UNTOUCHED, content, for_both_engines};
+use super::tests::{Bench, DATA, HEADER, IOERR, OK, SECTORS, STATUS, UNTOUCHED, content, for_each_engine};
 use crate::config::DriveEngine;
 use crate::devices::virtio::net::driver::{Driver, INDIRECT, NEXT, WRITE};
 use crate::devices::virtio::throttle::Throttle;
@@ -24,7 +24,7 @@ const PART_BYTES: u64 = 0x80;
 const BUFFERS: u64 = 0x40_0000;
 const BUFFER_BYTES: u64 = 0x1_0000;
 
-for_both_engines!(
+for_each_engine!(
     as_many_requests_as_the_queue_takes_are_each_given_their_own,
     a_reset_waits_for_what_was_begun_and_begins_nothing,
     a_broken_queue_is_left_alone_only_when_nothing_is_under_way,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::*;
 
-use super::tests::{Bench, DATA, HEADER, IOERR, OK, SECTORS, STATUS, for_both_engines};
+use super::tests::{Bench, DATA, HEADER, IOERR, OK, SECTORS, STATUS, for_each_engine};
 use crate::config::{DriveEngine, LimitsConfig};
 use crate::devices::virtio::net::driver::{NEXT, WRITE};
 use crate::devices::virtio::throttle::Throttle;
@@ -56,7 +56,7 @@ impl Bench {
     }
 }
 
-for_both_engines!(
+for_each_engine!(
     a_drive_gives_its_burst_tells_the_driver_and_waits_until_its_limits_change,
     requests_are_no_faster_than_the_rate,
     a_request_larger_than_the_burst_is_served_and_the_next_waits_for_the_rest,

@@ -1,19 +1,22 @@
 //! What a drive's ring can be made to do, and hosts that have none.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::thread;
 
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, Fixed};
 use io_uring::{IoUring, opcode, squeue};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use virtio_bindings::virtio_blk::*;
 
 use super::ring::{Ring, Takes};
 use super::tests::{Bench, OK, content, has_ring};
 use crate::config::DriveEngine;
+use crate::devices::virtio::throttle::Throttle;
+use crate::jail::Jail;
 
 impl Ring {
     /// How the kernel answers this entry.
@@ -181,13 +184,35 @@ fn where_there_is_no_io_uring_requests_are_carried_out_in_order() {
 
 #[test]
 fn the_metrics_say_which_engine_a_drive_has() {
-    let drives = |engine| {
-        let mut bench = Bench::new(engine, false);
+    let drives = |file: File, engine| {
+        let mut bench = Bench::on(file, engine, false, Throttle::open(), Jail::NONE);
         assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
-        let counters = Arc::clone(&bench.counters);
-        drop(bench);
-        counters.snapshot().block_io_uring_drives
+        bench.counters.snapshot().block_io_uring_drives
     };
-    assert_eq!(drives(DriveEngine::InOrder), 0);
-    assert_eq!(drives(DriveEngine::IoUring), u64::from(has_ring()));
+    let in_memory = || {
+        let file = File::from(memfd_create(c"disk", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(4096).unwrap();
+        file
+    };
+    let has_ring = u64::from(has_ring());
+    assert_eq!(drives(content(), DriveEngine::InOrder), 0);
+    assert_eq!(drives(content(), DriveEngine::IoUring), has_ring);
+    assert_eq!(drives(in_memory(), DriveEngine::Auto), 0);
+    assert_eq!(drives(in_memory(), DriveEngine::IoUring), has_ring);
+}
+
+#[test]
+fn a_ring_that_is_not_to_write_cannot() {
+    if !has_ring() {
+        return;
+    }
+    let mut ring = Ring::new(&content(), Takes::ReadsAndFlushes).unwrap();
+    let byte = [0u8; 1];
+    let vector = libc::iovec {
+        iov_base: byte.as_ptr().cast_mut().cast(),
+        iov_len: 1,
+    };
+    let write = opcode::Writev::new(Fixed(0), &raw const vector, 1).build();
+    assert!(refused(ring.answer(&write)));
+    assert!(ring.answer(&opcode::Fsync::new(Fixed(0)).build()).is_ok());
 }

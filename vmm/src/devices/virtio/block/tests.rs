@@ -28,11 +28,14 @@ const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 /// What the status byte holds before the device writes it.
 pub(super) const UNTOUCHED: u8 = 0xaa;
 
-/// Makes tests of functions of an engine.
-macro_rules! for_both_engines {
+/// Makes tests of functions of an engine, one for each.
+macro_rules! for_each_engine {
     ($($test:ident),* $(,)?) => {
         mod in_order {
             $(#[test] fn $test() { super::$test(crate::config::DriveEngine::InOrder) })*
+        }
+        mod auto {
+            $(#[test] fn $test() { super::$test(crate::config::DriveEngine::Auto) })*
         }
         mod io_uring {
             $(#[test] fn $test() {
@@ -43,7 +46,7 @@ macro_rules! for_both_engines {
         }
     };
 }
-pub(super) use for_both_engines;
+pub(super) use for_each_engine;
 
 /// Whether this host has what the tests of the ring need.
 pub(super) fn has_ring() -> bool {
@@ -161,7 +164,7 @@ impl Bench {
     }
 }
 
-for_both_engines!(
+for_each_engine!(
     reads_come_from_the_file,
     writes_reach_the_file_and_a_flush_is_carried_out,
     a_read_only_disk_is_never_written,
