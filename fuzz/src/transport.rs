@@ -6,8 +6,9 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use berth_vmm::bus::Bus;
+use berth_vmm::config::DriveEngine;
 use berth_vmm::devices::virtio::VirtioDevice;
-use berth_vmm::devices::virtio::block::Block;
+use berth_vmm::devices::virtio::block::{Block, Disk};
 use berth_vmm::devices::virtio::mmio::{MmioTransport, PAGE_BYTES, RegisterPages};
 use berth_vmm::devices::virtio::net::{Net, NetThrottles};
 use berth_vmm::devices::virtio::rng::Rng;
@@ -64,14 +65,17 @@ impl Transport {
     /// One of four devices.
     pub fn new(kind: u8, guest: &Guest) -> Self {
         let counters = Arc::new(Counters::default());
-        let worker = Worker::new("device", Jail::NONE, Thread::Main).expect("a thread can be made");
+        let worker = || Worker::new("device", Jail::NONE, Thread::Main).expect("a thread can be made");
         let device: Box<dyn VirtioDevice> = match kind % 4 {
-            0 => Box::new(Rng::new(counters.clone(), throttle(), worker)),
-            1 => Box::new(
-                Block::new(disk(), "fuzz", false, counters.clone(), throttle(), worker)
-                    .expect("a disk has sectors"),
-            ),
-            2 => Box::new(Vsock::new(3, counters.clone(), worker).0),
+            0 => Box::new(Rng::new(counters.clone(), throttle(), worker())),
+            1 => {
+                let disk = Disk::new(disk(), "fuzz", false, counters.clone(), throttle())
+                    .expect("a disk has sectors");
+                // A file in memory has no ring but where it is asked for.
+                let block = Block::new(disk, DriveEngine::IoUring, Jail::NONE);
+                Box::new(block.expect("a thread can be made"))
+            }
+            2 => Box::new(Vsock::new(3, counters.clone(), worker()).0),
             _ => {
                 // Not a tap, so the device refuses to go to work.
                 let (near, _) = UnixDatagram::pair().expect("a socket pair can be made");
@@ -85,7 +89,7 @@ impl Transport {
                         receive: throttle(),
                         transmit: throttle(),
                     },
-                    worker,
+                    worker(),
                 ))
             }
         };

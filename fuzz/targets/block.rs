@@ -18,14 +18,14 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
     let guest = Guest::default();
     let flags = input.u8();
-    let (read_only, event_idx) = (flags & 1 != 0, flags & 2 != 0);
+    let (read_only, event_idx, by_ring) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
     let mut rings = Rings::new(0, &mut input);
     let file = disk();
     file.write_all_at(b"first sector", 0)
         .expect("the disk can be written");
     let seen = file.try_clone().expect("a descriptor can be cloned");
     let queue = rings.active(&guest, event_idx);
-    let mut device = BlockQueue::new(file, read_only, guest.memory.clone(), queue, silent())
+    let mut device = BlockQueue::new(file, read_only, by_ring, guest.memory.clone(), queue, silent())
         .expect("the disk has sectors")
         .expect("the queue's events can be made");
     while let Some(step) = input.step() {

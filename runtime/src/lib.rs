@@ -20,7 +20,7 @@ mod task;
 
 /// What is said over the stream of a command ([`Runtime::execute`]).
 pub use berth_protocol as protocol;
-pub use machine::{MachineOptions, Rates, UserRange};
+pub use machine::{DriveEngine, MachineOptions, Rates, UserRange};
 pub use model::isolation::Isolation;
 pub use runtime::{LogMatcher, Overcommit, Ratio, Runtime, RuntimeConfig, RuntimeError};
 pub use task::endpoint::EndpointCall;

@@ -100,8 +100,8 @@ class Lines:
             self._rest += piece
 
 
-def start(kind, script, *, disk=None, tap=None, vsock=False):
-    """A machine of this kind (`berth`, `qemu`) whose init is the script; `tap` is a function that opens one by its name."""
+def start(kind, script, *, disk=None, tap=None, vsock=False, engine="auto"):
+    """A machine of this kind (`berth`, `qemu`) whose init is the script, its drives by this engine if it is ours; `tap` is a function that opens one by its name."""
     write_over_old_guests()
     archive = initrd("bench", PREPARE + script + OVER)
     if kind == "qemu":
@@ -113,7 +113,15 @@ def start(kind, script, *, disk=None, tap=None, vsock=False):
         drives.append((opened[1], False))
     nets = [tap.open()] if tap else []
     machine = Machine(
-        CMDLINE, initrd=archive, memory_mib=MEMORY_MIB, serial=True, vsock=vsock, drives=drives, nets=nets, jailed=True
+        CMDLINE,
+        initrd=archive,
+        memory_mib=MEMORY_MIB,
+        serial=True,
+        vsock=vsock,
+        drives=drives,
+        nets=nets,
+        jailed=True,
+        engine=engine,
     )
     for descriptor in [*opened, *nets]:
         os.close(descriptor)

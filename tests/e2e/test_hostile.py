@@ -126,7 +126,7 @@ def disk():
 class Hostile:
     """A machine with one device of each kind at least, whose guest attacks some of them."""
 
-    def __init__(self, attack):
+    def __init__(self, attack, engine):
         self._descriptors = [disk(), disk(), tap("hostile0")]
         writable, read_only, net = self._descriptors
         self.machine = Machine(
@@ -141,6 +141,7 @@ class Hostile:
             drives=[(writable, False), (read_only, True)],
             nets=[net],
             jailed=True,
+            engine=engine,
         )
         self.lines = Lines(self.machine)
         self._stop = threading.Event()
@@ -188,8 +189,8 @@ class Hostile:
 def hostile():
     machines = []
 
-    def start(attack):
-        machines.append(Hostile(attack))
+    def start(attack, engine="auto"):
+        machines.append(Hostile(attack, engine))
         return machines[-1]
 
     yield start
@@ -210,10 +211,11 @@ def talk(machine):
         kept.append(connection)
 
 
-@pytest.mark.parametrize("kind", ["block", "net", "vsock", "vsock with a talkative host", "entropy", "balloon"])
+@pytest.mark.parametrize("kind", ["block", "block by io_uring", "net", "vsock", "vsock with a talkative host", "entropy", "balloon"])
 def test_a_device_withstands_its_driver(hostile, neighbour, kind):
-    kind, _, talkative = kind.partition(" ")
-    guest = hostile(kind)
+    kind, _, how = kind.partition(" ")
+    talkative = how == "with a talkative host"
+    guest = hostile(kind, "io_uring" if how == "by io_uring" else "in_order")
     if talkative:
         threading.Thread(target=talk, args=(guest.machine,), daemon=True).start()
     done, attack = [], None
@@ -232,7 +234,9 @@ def test_a_device_withstands_its_driver(hostile, neighbour, kind):
     metrics = guest.machine.request("metrics")
     # The attacks were felt.
     assert metrics["device_errors"] > 20
-    assert (metrics["vsock_rx_bytes"] > 0) == bool(talkative)
+    assert (metrics["vsock_rx_bytes"] > 0) == talkative
+    if os.environ.get("BERTH_LAB") == "nested":
+        assert metrics["block_io_uring_drives"] == (2 if how == "by io_uring" else 0)
     assert int(guest.status("VmHWM")) < MOST_RESIDENT_MIB << 10
     assert len(os.listdir(f"/proc/{guest.machine.process.pid}/fd")) < MOST_FILES
     # What the guest has the devices do costs the guest more.

@@ -79,11 +79,13 @@ class Machine:
         nets=(),
         jailed=False,
         probing=(),
+        engine="auto",
     ):
-        """`page_by_page` shows which pages of a `restore`'s memory the guest touches. `restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
-        down, for which the memory is shared. `drives` are pairs of a descriptor and whether it is read only, `nets`
-        descriptors of taps; all stay the caller's. `probing` are arguments for the program of the jail's tests, numbers
-        among them descriptors."""
+        """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
+        down, for which the memory is shared. `page_by_page` shows which pages of a `restore`'s memory the guest touches.
+        `drives` are pairs of a descriptor and whether it is read only, `nets` descriptors of taps; all stay the caller's. `probing` are arguments for the program of the jail's tests, numbers
+        among them descriptors. `engine` is how the drives' requests are carried out: "auto", "io_uring", "in_order".
+        """
         opened, handed = [], []
 
         def hand(descriptor):
@@ -130,7 +132,7 @@ class Machine:
             "control_fd": hand(self._listener.fileno()),
             "exit_fd": hand(self._exit),
             "drives": [
-                {"id": f"disk{index}", "fd": hand(drive), "read_only": read_only}
+                {"id": f"disk{index}", "fd": hand(drive), "read_only": read_only, "engine": engine}
                 for index, (drive, read_only) in enumerate(drives)
             ],
             "nets": [

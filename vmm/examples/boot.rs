@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig, WorkingSet,
+    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig,
+    WorkingSet,
 };
 use berth_vmm::control;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -117,6 +118,7 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
                     fd,
                     read_only,
                     limits: None,
+                    engine: DriveEngine::default(),
                 });
             }
             Some("--tap") => {

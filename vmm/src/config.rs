@@ -8,6 +8,7 @@ pub mod validate;
 mod working_set;
 
 use std::os::fd::RawFd;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -130,6 +131,38 @@ pub struct DriveConfig {
     pub read_only: bool,
     /// Reads and writes together; none means no limit.
     pub limits: Option<LimitsConfig>,
+    #[serde(default)]
+    pub engine: DriveEngine,
+}
+
+/// How the requests of a drive are carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriveEngine {
+    /// As is best for the file on this host.
+    #[default]
+    Auto,
+    /// Many at once by io_uring, where the host has it.
+    IoUring,
+    /// One after the other, by the device's thread.
+    InOrder,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no engine of drives: it is auto, io-uring or in-order")]
+pub struct NoDriveEngine(String);
+
+impl FromStr for DriveEngine {
+    type Err = NoDriveEngine;
+
+    fn from_str(name: &str) -> Result<Self, NoDriveEngine> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "io-uring" => Ok(Self::IoUring),
+            "in-order" => Ok(Self::InOrder),
+            _ => Err(NoDriveEngine(name.into())),
+        }
+    }
 }
 
 /// One network device.

@@ -36,6 +36,7 @@ counters!(
     block_write_ops,
     block_flush_ops,
     block_throttled,
+    block_io_uring_drives,
     net_rx_bytes,
     net_rx_packets,
     net_tx_bytes,

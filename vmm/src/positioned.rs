@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::volatile_memory::Error as VolatileMemoryError;
+use vm_memory::volatile_memory::{Error as VolatileMemoryError, PtrGuardMut};
 use vm_memory::{ReadVolatile, VolatileSlice};
 
 /// Most slices that one vectored call takes (`IOV_MAX`).
@@ -42,10 +42,7 @@ pub fn transfer(
         let batch = &slices[next..slices.len().min(next + MAX_SLICES)];
         let guards: Vec<_> = batch.iter().map(VolatileSlice::ptr_guard_mut).collect();
         vectors.clear();
-        vectors.extend(guards.iter().map(|guard| libc::iovec {
-            iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
-        }));
+        vectors.extend(guards.iter().map(vector));
         let count = vectors.len() as libc::c_int;
         // SAFETY: each vector is a live `VolatileSlice` (its guard is held across the call), so its memory is mapped
         // for reading and writing; guest memory is only ever accessed as raw bytes.
@@ -75,8 +72,16 @@ pub fn transfer(
     Ok(())
 }
 
+/// A slice as system calls have it.
+pub fn vector(guard: &PtrGuardMut) -> libc::iovec {
+    libc::iovec {
+        iov_base: guard.as_ptr().cast(),
+        iov_len: guard.len(),
+    }
+}
+
 /// Cuts `bytes` from the front; returns how many slices are spent.
-fn advance(slices: &mut [VolatileSlice<'_>], mut bytes: usize) -> io::Result<usize> {
+pub fn advance(slices: &mut [VolatileSlice<'_>], mut bytes: usize) -> io::Result<usize> {
     for (spent, slice) in slices.iter_mut().enumerate() {
         if bytes < slice.len() {
             *slice = slice.offset(bytes).map_err(io::Error::other)?;

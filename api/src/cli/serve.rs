@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Context;
 use berth_runtime::faults;
 use berth_runtime::image::PullBehavior;
-use berth_runtime::{Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange};
+use berth_runtime::{
+    DriveEngine, Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange,
+};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_dumpable;
@@ -91,6 +93,10 @@ pub(super) struct ServeArgs {
     /// The same in requests a second
     #[arg(long, value_name = "N", default_value_t = Rates::default().disk_iops)]
     disk_iops: u32,
+    /// How requests of drives are carried out: `auto` has many of them under way where the host has io_uring, `in-order` does
+    /// without it
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    drive_engine: DriveEngine,
     /// How much of the host's processors is promised to tasks: 1 is all of them, 4 promises each four times. A task that
     /// would not fit is refused with a failure RESOURCE:CPU
     #[arg(long, value_name = "RATIO", default_value_t)]
@@ -160,6 +166,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
                 disk_mb: args.disk_mb,
                 disk_iops: args.disk_iops,
             },
+            drive_engine: args.drive_engine,
         },
         host_prefix: args.host_prefix,
         stopped_task_retention: args.stopped_task_retention,

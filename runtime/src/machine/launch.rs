@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig,
-    VsockConfig, WorkingSet,
+    CONFIG_VERSION, DriveConfig, DriveEngine, JailConfig, MachineConfig, MemoryConfig, NetConfig,
+    StartConfig, VsockConfig, WorkingSet,
 };
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -61,6 +61,7 @@ pub(super) struct Launch {
     /// Whom the machine runs as.
     pub user: u32,
     pub rates: Rates,
+    pub drive_engine: DriveEngine,
     pub start: Start,
     pub spec: Arc<MachineSpec>,
 }
@@ -211,6 +212,7 @@ impl Launch {
                 fd,
                 read_only: true,
                 limits: self.rates.drive(spec.cpu_units),
+                engine: self.drive_engine,
             });
         }
         let fd = handed.take(scratch.into());
@@ -219,6 +221,7 @@ impl Launch {
             fd,
             read_only: false,
             limits: self.rates.drive(spec.cpu_units),
+            engine: self.drive_engine,
         });
         if let Some(path) = &spec.volume {
             drives.push(DriveConfig {
@@ -226,6 +229,7 @@ impl Launch {
                 fd: handed.take(open(path, true)?.into()),
                 read_only: false,
                 limits: self.rates.drive(spec.cpu_units),
+                engine: self.drive_engine,
             });
         }
         let mac: MacAddr = spec

@@ -41,6 +41,7 @@ use crate::task::host::{
     VolumeDisk,
 };
 
+pub use berth_vmm::config::DriveEngine;
 pub use launch::Binaries;
 use launch::Start;
 pub use rates::Rates;
@@ -68,6 +69,8 @@ pub struct MachineOptions {
     pub isolation: Isolation,
     /// How fast their devices are.
     pub rates: Rates,
+    /// How the requests of their drives are carried out.
+    pub drive_engine: DriveEngine,
 }
 
 /// This host.
@@ -103,6 +106,7 @@ impl LocalHost {
                 scratch,
                 users,
                 rates: options.rates,
+                drive_engine: options.drive_engine,
             },
             templates,
             network,

@@ -4,11 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Rates;
 use super::launch::{self, Binaries, Start};
 use super::running::RunningMachine;
 use super::scratch::ScratchDisks;
 use super::users::Users;
+use super::{DriveEngine, Rates};
 use super::{at, host_error};
 use crate::cgroup::Cgroups;
 use crate::model::task::TaskId;
@@ -23,6 +23,7 @@ pub(super) struct Starter {
     pub scratch: ScratchDisks,
     pub users: Arc<Users>,
     pub rates: Rates,
+    pub drive_engine: DriveEngine,
 }
 
 impl Starter {
@@ -45,6 +46,7 @@ impl Starter {
             scratch: self.scratch.clone(),
             user: self.users.take(&spec.task)?,
             rates: self.rates,
+            drive_engine: self.drive_engine,
             start,
             spec,
         };

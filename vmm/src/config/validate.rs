@@ -183,7 +183,9 @@ impl MachineConfig {
 mod tests {
     use super::*;
     use crate::config::WorkingSet;
-    use crate::config::{DriveConfig, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig};
+    use crate::config::{
+        DriveConfig, DriveEngine, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig,
+    };
 
     fn boot(cmdline: &str) -> StartConfig {
         StartConfig::Boot {
@@ -209,6 +211,7 @@ mod tests {
                 fd: 6,
                 read_only: true,
                 limits: None,
+                engine: DriveEngine::default(),
             }],
             nets: vec![NetConfig {
                 tap_fd: 7,
@@ -414,6 +417,7 @@ mod tests {
                         fd: 6,
                         read_only: true,
                         limits: None,
+                        engine: DriveEngine::default(),
                     })
                     .collect();
             })

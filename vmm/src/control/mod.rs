@@ -135,6 +135,8 @@ pub struct Metrics {
     pub block_flush_ops: u64,
     /// Times that a drive had requests and waited for its limits.
     pub block_throttled: u64,
+    /// Drives whose requests are carried out by io_uring; those of the others are one after the other. Not a total.
+    pub block_io_uring_drives: u64,
     pub net_rx_bytes: u64,
     pub net_rx_packets: u64,
     pub net_tx_bytes: u64,

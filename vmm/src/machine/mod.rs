@@ -29,7 +29,7 @@ use crate::devices::power::Power;
 use crate::devices::serial::SerialPort;
 use crate::devices::system_control::{SYSTEM_CONTROL_PORT, SystemControl};
 use crate::devices::virtio::balloon::{Backing, Balloon};
-use crate::devices::virtio::block::{Block, DiskError};
+use crate::devices::virtio::block::{Block, Disk, DiskError};
 use crate::devices::virtio::mmio::{RegisterPages, TransportStateError};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
@@ -201,8 +201,8 @@ impl Machine {
         let worker = |name: &str, kind| Worker::new(name, jail, kind).map_err(MachineError::StartDevice);
         for ((drive, file), (_, throttle)) in config.drives.iter().zip(drives).zip(&limits.drives) {
             let (counters, throttle) = (counters.clone(), throttle.clone());
-            let worker = worker("block", Thread::Block)?;
-            let block = Block::new(file, &drive.id, drive.read_only, counters, throttle, worker)?;
+            let disk = Disk::new(file, &drive.id, drive.read_only, counters, throttle)?;
+            let block = Block::new(disk, drive.engine, jail).map_err(MachineError::StartDevice)?;
             assembly.add_virtio(Box::new(block))?;
         }
         for ((net, tap), throttles) in config.nets.iter().zip(taps).zip(&limits.nets) {

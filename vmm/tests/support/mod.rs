@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
-use berth_vmm::config::{CONFIG_VERSION, DriveConfig, ExitReport, MachineConfig, StartConfig};
+use berth_vmm::config::{CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, MachineConfig, StartConfig};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -136,6 +136,7 @@ impl Launch {
                 fd: keep(file_with(&b"disk".repeat(512)).into()),
                 read_only: true,
                 limits: None,
+                engine: DriveEngine::default(),
             }],
             nets: vec![],
             vsock: None,

@@ -1,7 +1,7 @@
 //! A device's own thread, and the loop of a device that serves its queues one request at a time.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -16,7 +16,7 @@ use super::{ActivateError, ActiveQueue, Interrupt, QueuePosition};
 use crate::jail::{Jail, Thread};
 
 /// Most requests that are served before the driver is told of them.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 /// Tells a device thread to return.
 pub struct Stop {
@@ -25,7 +25,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             asked: AtomicBool::new(false),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -57,12 +57,12 @@ impl Stop {
 }
 
 /// What a thread does from one activation of its device to the stop that ends it: returns how far it came in its queues.
-type Service = Box<dyn FnOnce(&Stop) -> Vec<QueuePosition> + Send>;
+type Service<T> = Box<dyn FnOnce(&Stop, &mut T) -> Vec<QueuePosition> + Send>;
 
 /// A device's thread. It is there, and confined, before the guest runs, since a confined machine makes no threads; it
-/// serves one activation of the device after the other.
-pub struct Worker {
-    services: Option<mpsc::Sender<Service>>,
+/// serves one activation of the device after the other. `T` is what the thread has made for itself before it was confined.
+pub struct Worker<T = ()> {
+    services: Option<mpsc::Sender<Service<T>>>,
     done: mpsc::Receiver<Vec<QueuePosition>>,
     stop: Arc<Stop>,
     serving: bool,
@@ -84,14 +84,35 @@ impl Worker {
 
     /// Starts a thread that waits for its device's driver.
     pub fn new(name: &str, jail: Jail, kind: Thread) -> io::Result<Self> {
+        Self::prepared(name, jail, kind, || ())
+    }
+
+    /// Has the thread run `service`, as [`Worker::serve_with`] does.
+    pub fn serve(
+        &mut self,
+        service: impl FnOnce(&Stop) -> Vec<QueuePosition> + Send + 'static,
+    ) -> Result<(), ActivateError> {
+        self.serve_with(move |stop, ()| service(stop))
+    }
+}
+
+impl<T: 'static> Worker<T> {
+    /// Starts a thread that makes what its filter will not let it make later, then waits for its device's driver.
+    pub fn prepared(
+        name: &str,
+        jail: Jail,
+        kind: Thread,
+        prepare: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Self> {
         let stop = Arc::new(Stop::new()?);
-        let (services, orders) = mpsc::channel::<Service>();
+        let (services, orders) = mpsc::channel::<Service<T>>();
         let (ended, done) = mpsc::channel();
         let seen_by_thread = stop.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let mut made = prepare();
             jail.confine_or_abort(kind);
             for service in orders {
-                if ended.send(service(&seen_by_thread)).is_err() {
+                if ended.send(service(&seen_by_thread, &mut made)).is_err() {
                     return;
                 }
             }
@@ -107,9 +128,9 @@ impl Worker {
 
     /// Has the thread run `service`, which must return when it is asked to stop. One at a time: a service that runs
     /// already is ended first.
-    pub fn serve(
+    pub fn serve_with(
         &mut self,
-        service: impl FnOnce(&Stop) -> Vec<QueuePosition> + Send + 'static,
+        service: impl FnOnce(&Stop, &mut T) -> Vec<QueuePosition> + Send + 'static,
     ) -> Result<(), ActivateError> {
         self.stop();
         self.stop.forget();
@@ -119,7 +140,9 @@ impl Worker {
         self.serving = true;
         Ok(())
     }
+}
 
+impl<T> Worker<T> {
     /// Asks the service to return, and waits until it has. Returns what it returned.
     pub fn stop(&mut self) -> Vec<QueuePosition> {
         if !std::mem::take(&mut self.serving) {
@@ -131,7 +154,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl<T> Drop for Worker<T> {
     fn drop(&mut self) {
         self.stop();
         // The thread waits for its next service, and now there is none to come.
@@ -153,9 +176,9 @@ pub enum Served {
 
 /// Queues, and what is needed to serve them until the device stops.
 pub struct QueueService {
-    queues: Vec<ActiveQueue>,
-    memory: GuestMemoryMmap,
-    interrupt: Arc<dyn Interrupt>,
+    pub(super) queues: Vec<ActiveQueue>,
+    pub(super) memory: GuestMemoryMmap,
+    pub(super) interrupt: Arc<dyn Interrupt>,
     epoll: Epoll,
 }
 
@@ -183,13 +206,18 @@ impl QueueService {
         throttle: &Throttle,
         mut serve: impl FnMut(usize, &GuestMemoryMmap, DescriptorChain<&GuestMemoryMmap>) -> Served,
     ) -> Vec<QueuePosition> {
-        let watched = self.watch(stop, throttle).map_err(QueueError::Wait);
+        let watched = self.watch(stop, throttle, None);
         let served = watched.and_then(|()| {
             while self.wait(stop, throttle)? {
                 self.drain(stop, &mut serve)?;
             }
             Ok(())
         });
+        self.positions(served)
+    }
+
+    /// How far the queues were served, or that they are broken.
+    pub(super) fn positions(&self, served: Result<(), QueueError>) -> Vec<QueuePosition> {
         if served.is_err() {
             self.interrupt.fail_device();
             return Vec::new();
@@ -198,31 +226,41 @@ impl QueueService {
         positions.collect()
     }
 
-    fn watch(&self, stop: &Stop, throttle: &Throttle) -> io::Result<()> {
+    /// Has [`QueueService::wait`] wait for these, and for `other`.
+    pub(super) fn watch(
+        &self,
+        stop: &Stop,
+        throttle: &Throttle,
+        other: Option<RawFd>,
+    ) -> Result<(), QueueError> {
         let kicks = self.queues.iter().map(|queue| queue.kick.as_raw_fd());
-        for fd in kicks.chain([stop.event().as_raw_fd(), throttle.timer()]) {
-            self.epoll.ctl(
-                ControlOperation::Add,
-                fd,
-                EpollEvent::new(EventSet::IN, fd as u64),
-            )?;
+        let events = [stop.event().as_raw_fd(), throttle.timer()];
+        for fd in kicks.chain(events).chain(other) {
+            let readable = EpollEvent::new(EventSet::IN, fd as u64);
+            let added = self.epoll.ctl(ControlOperation::Add, fd, readable);
+            added.map_err(QueueError::Wait)?;
         }
         Ok(())
     }
 
-    /// Waits for a kick, or for the throttle; false means stop.
-    fn wait(&self, stop: &Stop, throttle: &Throttle) -> Result<bool, QueueError> {
-        let mut events = [EpollEvent::default(); 3];
+    /// Waits for a kick, for the throttle, or for what else is watched; false means stop.
+    pub(super) fn wait(&self, stop: &Stop, throttle: &Throttle) -> Result<bool, QueueError> {
+        let mut events = [EpollEvent::default(); 4];
         loop {
             match self.epoll.wait(-1, &mut events) {
                 Ok(count) => {
-                    let timer = throttle.timer() as u64;
-                    if events.iter().take(count).any(|event| event.data() == timer) {
+                    let is_ready = |fd: RawFd| {
+                        let mut ready = events.iter().take(count);
+                        ready.any(|event| event.data() == fd as u64)
+                    };
+                    if is_ready(throttle.timer()) {
                         throttle.acknowledge();
                     }
                     for queue in &self.queues {
-                        // It fails when the event was another.
-                        let _ = queue.kick.read();
+                        if is_ready(queue.kick.as_raw_fd()) {
+                            // It is readable, and nobody else reads it.
+                            let _ = queue.kick.read();
+                        }
                     }
                     return Ok(!stop.asked());
                 }
@@ -295,7 +333,7 @@ fn drain(
 
 /// Why a queue cannot be served any more.
 #[derive(Debug, thiserror::Error)]
-enum QueueError {
+pub(super) enum QueueError {
     #[error("the driver broke the queue: {0}")]
     Broken(#[from] virtio_queue::Error),
     #[error("cannot wait for the driver: {0}")]

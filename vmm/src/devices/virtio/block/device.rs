@@ -1,8 +1,10 @@
 //! The device as the transport sees it: features, configuration space, the thread.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
@@ -11,15 +13,18 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::disk::{Disk, DiskError};
+use super::disk::Disk;
+use super::ring::{Ring, Takes};
+use super::service;
 use super::{
     MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, QUEUE_SIZE,
     SECTOR_BYTES,
 };
-use crate::devices::virtio::throttle::Throttle;
+use crate::config::DriveEngine;
 use crate::devices::virtio::worker::{QueueService, Worker};
 use crate::devices::virtio::{ActivateError, Activation, QueuePosition, VirtioDevice};
-use crate::metrics::Counters;
+use crate::jail::{Jail, Thread};
+use crate::metrics::count;
 
 const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
 /// Bytes of the configuration space that are in use.
@@ -29,27 +34,40 @@ const CONFIG_BYTES: usize = 60;
 pub struct Block {
     disk: Arc<Disk>,
     config: [u8; CONFIG_BYTES],
-    worker: Worker,
+    /// Its thread may have a ring.
+    worker: Worker<Option<Ring>>,
 }
 
 impl Block {
-    /// `id` is what the guest reads as serial number: at most 20 bytes, which the configuration made sure of.
-    pub fn new(
-        file: File,
-        id: &str,
-        read_only: bool,
-        counters: Arc<Counters>,
-        throttle: Arc<Throttle>,
-        worker: Worker,
-    ) -> Result<Self, DiskError> {
-        let disk = Disk::new(file, id, read_only, counters, throttle)?;
+    /// Starts the device's thread, which `jail` confines.
+    pub fn new(disk: Disk, engine: DriveEngine, jail: Jail) -> io::Result<Self> {
+        let disk = Arc::new(disk);
         let config = config(&disk);
-        Ok(Self {
-            disk: Arc::new(disk),
-            config,
-            worker,
-        })
+        let of_thread = disk.clone();
+        let worker = Worker::prepared("block", jail, Thread::Block, move || ring(&of_thread, engine))?;
+        Ok(Self { disk, config, worker })
     }
+}
+
+/// The ring for a disk; none where the host has none to give, or it is not wanted.
+fn ring(disk: &Disk, engine: DriveEngine) -> Option<Ring> {
+    let takes = match engine {
+        DriveEngine::InOrder => return None,
+        // In memory there is nothing to wait for.
+        DriveEngine::Auto if is_in_memory(disk.file()) => return None,
+        DriveEngine::Auto => Takes::ReadsAndFlushes,
+        DriveEngine::IoUring => Takes::Everything,
+    };
+    let ring = Ring::new(disk.file(), takes).ok();
+    if ring.is_some() {
+        count(&disk.counters().block_io_uring_drives, 1);
+    }
+    ring
+}
+
+/// Whether a file is of a file system that has its files in memory.
+fn is_in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
 }
 
 /// The configuration space (5.2.4).
@@ -110,10 +128,11 @@ impl VirtioDevice for Block {
         } = activation;
         let disk = self.disk.clone();
         let service = QueueService::new(queues, memory, interrupt)?;
-        self.worker.serve(move |stop| {
-            service.run(stop, disk.throttle(), |_, memory, chain| {
+        self.worker.serve_with(move |stop, ring| match ring {
+            Some(ring) => service::run(service, stop, &disk, ring),
+            None => service.run(stop, disk.throttle(), |_, memory, chain| {
                 disk.serve(memory, chain)
-            })
+            }),
         })
     }
 

@@ -54,8 +54,41 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// What takes the host's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Bytes between the file, from this offset on, and the buffers.
+    Move(Direction, u64),
+    /// The file's data to the host's disk.
+    Sync,
+}
+
+/// What became of a request.
+pub(super) enum Begun<'a> {
+    /// Nothing: it is to be offered again.
+    Refused,
+    /// It is done, and so many bytes were written to its chain.
+    Done(u32),
+    Pending(Pending<'a>),
+}
+
+/// A request that keeps to the rules, was accounted for, and is to be carried out.
+pub(super) struct Pending<'a> {
+    pub(super) work: Work,
+    pub(super) buffers: Vec<VolatileSlice<'a>>,
+    /// How long the buffers are.
+    pub(super) bytes: u64,
+    status: VolatileSlice<'a>,
+}
+
+enum Checked {
+    /// So many bytes were written to the request's buffers.
+    Done(u64),
+    ToDo(Work),
+}
+
 /// A disk.
-pub(super) struct Disk {
+pub struct Disk {
     file: File,
     sectors: u64,
     id: [u8; ID_BYTES],
@@ -65,7 +98,8 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    pub(super) fn new(
+    /// `id` is what the guest reads as serial number: at most 20 bytes, which the configuration made sure of.
+    pub fn new(
         mut file: File,
         id: &str,
         read_only: bool,
@@ -107,45 +141,111 @@ impl Disk {
         &self.throttle
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
     /// Carries out the request in `chain`, if the limits allow it.
     pub(super) fn serve(&self, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> Served {
+        match self.begin(memory, chain, u64::MAX) {
+            Begun::Refused => Served::Throttled,
+            Begun::Done(written) => Served::Done(written),
+            Begun::Pending(pending) => Served::Done(self.finish(pending)),
+        }
+    }
+
+    /// Takes the request in `chain`, if the limits allow it and it moves at most `room` bytes, and does all of it but what
+    /// takes the host's time.
+    pub(super) fn begin<'a>(
+        &self,
+        memory: &'a GuestMemoryMmap,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        room: u64,
+    ) -> Begun<'a> {
         let request = Request::parse(memory, chain);
         let bytes = request.as_ref().map_or(0, Request::data_bytes);
-        if !self.throttle.allows(bytes) {
-            return Served::Throttled;
+        if bytes > room || !self.throttle.allows(bytes) {
+            return Begun::Refused;
         }
         // The bytes are accounted for where they are moved.
         self.throttle.charge(1, 0);
-        Served::Done(match request {
-            Ok(request) => self.answer(request),
-            Err(_) => {
-                count(&self.counters.device_errors, 1);
-                0
-            }
-        })
-    }
-
-    /// Carries out a request and puts its status where the driver finds it; returns how many bytes were written to its
-    /// chain.
-    fn answer(&self, mut request: Request<'_>) -> u32 {
-        let (status, written) = match self.carry_out(&mut request) {
-            Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(Refusal::Host) => (VIRTIO_BLK_S_IOERR, 0),
-            Err(Refusal::Rule) => {
-                count(&self.counters.device_errors, 1);
-                (VIRTIO_BLK_S_IOERR, 0)
-            }
+        let Ok(mut request) = request else {
+            count(&self.counters.device_errors, 1);
+            return Begun::Done(0);
         };
-        match request.status.write_obj(status as u8, 0) {
-            // A chain has less than 4 GiB.
-            Ok(()) => written as u32 + 1,
-            Err(_) => 0,
+        match self.check(&mut request) {
+            Ok(Checked::Done(written)) => Begun::Done(put_status(&request.status, VIRTIO_BLK_S_OK, written)),
+            Ok(Checked::ToDo(work)) => Begun::Pending(Pending {
+                work,
+                buffers: match work {
+                    Work::Move(Direction::Read, _) => request.writable,
+                    Work::Move(Direction::Write, _) => request.readable,
+                    Work::Sync => Vec::new(),
+                },
+                bytes: if work == Work::Sync { 0 } else { bytes },
+                status: request.status,
+            }),
+            Err(refusal) => Begun::Done(self.refuse(&request.status, &refusal)),
         }
     }
 
-    /// Returns how many bytes were written to the request's buffers.
-    fn carry_out(&self, request: &mut Request<'_>) -> Result<u64, Refusal> {
+    /// Carries out the rest of a request on this thread; returns how many bytes were written to its chain.
+    pub(super) fn finish(&self, mut pending: Pending<'_>) -> u32 {
+        let result = self.carry_out(pending.work, &mut pending.buffers);
+        self.end(&pending, result)
+    }
+
+    /// Carries out what is left of a request on this thread.
+    pub(super) fn carry_out(&self, work: Work, buffers: &mut [VolatileSlice<'_>]) -> io::Result<()> {
+        match work {
+            Work::Move(direction, offset) => transfer(&self.file, direction, buffers, offset),
+            Work::Sync => self.file.sync_data(),
+        }
+    }
+
+    /// Puts the status of a request where the driver finds it; returns how many bytes were written to its chain.
+    pub(super) fn end(&self, pending: &Pending<'_>, result: io::Result<()>) -> u32 {
+        if let Err(error) = result {
+            return self.refuse(&pending.status, &error.into());
+        }
+        let (counters, bytes) = (&*self.counters, pending.bytes);
+        let written = match pending.work {
+            Work::Move(Direction::Read, _) => {
+                count(&counters.block_read_ops, 1);
+                count(&counters.block_read_bytes, bytes);
+                bytes
+            }
+            Work::Move(Direction::Write, _) => {
+                count(&counters.block_write_ops, 1);
+                count(&counters.block_write_bytes, bytes);
+                0
+            }
+            Work::Sync => {
+                count(&counters.block_flush_ops, 1);
+                0
+            }
+        };
+        put_status(&pending.status, VIRTIO_BLK_S_OK, written)
+    }
+
+    fn refuse(&self, status: &VolatileSlice<'_>, refusal: &Refusal) -> u32 {
+        let code = match refusal {
+            Refusal::Unsupported => VIRTIO_BLK_S_UNSUPP,
+            Refusal::Host => VIRTIO_BLK_S_IOERR,
+            Refusal::Rule => {
+                count(&self.counters.device_errors, 1);
+                VIRTIO_BLK_S_IOERR
+            }
+        };
+        put_status(status, code, 0)
+    }
+
+    /// Finds what a request asks for, and whether it may.
+    fn check(&self, request: &mut Request<'_>) -> Result<Checked, Refusal> {
         if self.read_only && !matches!(request.kind, Kind::In | Kind::GetId) {
             return Err(if request.kind == Kind::Out {
                 Refusal::Rule
@@ -153,45 +253,27 @@ impl Disk {
                 Refusal::Unsupported
             });
         }
-        let counters = &*self.counters;
         match request.kind {
-            Kind::In => {
-                let bytes = self.transfer(Direction::Read, request.sector, &mut request.writable)?;
-                count(&counters.block_read_ops, 1);
-                count(&counters.block_read_bytes, bytes);
-                Ok(bytes)
+            Kind::In => self.check_move(Direction::Read, request),
+            Kind::Out => self.check_move(Direction::Write, request),
+            Kind::Flush => Ok(Checked::ToDo(Work::Sync)),
+            Kind::GetId => Ok(Checked::Done(put_front(&request.writable, &self.id) as u64)),
+            Kind::Discard | Kind::WriteZeroes => {
+                self.clear(request.kind, &mut request.readable)?;
+                Ok(Checked::Done(0))
             }
-            Kind::Out => {
-                let bytes = self.transfer(Direction::Write, request.sector, &mut request.readable)?;
-                count(&counters.block_write_ops, 1);
-                count(&counters.block_write_bytes, bytes);
-                Ok(0)
-            }
-            Kind::Flush => {
-                self.file.sync_data()?;
-                count(&counters.block_flush_ops, 1);
-                Ok(0)
-            }
-            Kind::GetId => Ok(put_front(&request.writable, &self.id) as u64),
-            Kind::Discard | Kind::WriteZeroes => self.clear(request.kind, &mut request.readable).map(|()| 0),
             Kind::Unknown => Err(Refusal::Unsupported),
         }
     }
 
-    fn transfer(
-        &self,
-        direction: Direction,
-        sector: u64,
-        slices: &mut [VolatileSlice<'_>],
-    ) -> Result<u64, Refusal> {
-        let bytes = total(slices);
+    fn check_move(&self, direction: Direction, request: &Request<'_>) -> Result<Checked, Refusal> {
+        let bytes = request.data_bytes();
         if !bytes.is_multiple_of(SECTOR_BYTES) || bytes > MAX_REQUEST_BYTES {
             return Err(Refusal::Rule);
         }
-        let offset = self.offset(sector, bytes / SECTOR_BYTES)?;
+        let offset = self.offset(request.sector, bytes / SECTOR_BYTES)?;
         self.throttle.charge(0, bytes);
-        transfer(&self.file, direction, slices, offset)?;
-        Ok(bytes)
+        Ok(Checked::ToDo(Work::Move(direction, offset)))
     }
 
     /// The offset in bytes of a range of sectors that lies within the disk.
@@ -273,5 +355,14 @@ impl Disk {
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+/// Returns how many bytes were written to the chain: those of the buffers, and the status.
+fn put_status(status: &VolatileSlice<'_>, code: u32, written: u64) -> u32 {
+    match status.write_obj(code as u8, 0) {
+        // A chain has less than 4 GiB.
+        Ok(()) => written as u32 + 1,
+        Err(_) => 0,
     }
 }

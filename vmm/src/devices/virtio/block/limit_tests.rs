@@ -5,24 +5,20 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::*;
 
-use super::tests::{Bench, DATA, HEADER, IOERR, OK, SECTORS, STATUS};
-use crate::config::LimitsConfig;
+use super::tests::{Bench, DATA, HEADER, IOERR, OK, SECTORS, STATUS, for_each_engine};
+use crate::config::{DriveEngine, LimitsConfig};
 use crate::devices::virtio::net::driver::{NEXT, WRITE};
 use crate::devices::virtio::throttle::Throttle;
-use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
-use crate::jail::Thread;
+use crate::jail::Jail;
 
 fn throttle(limits: LimitsConfig) -> Arc<Throttle> {
     Arc::new(Throttle::new(Some(limits), Arc::default(), |counters| &counters.block_throttled).unwrap())
 }
 
-fn limited(limits: LimitsConfig) -> (Bench, Arc<Throttle>) {
+fn limited(engine: DriveEngine, limits: LimitsConfig) -> (Bench, Arc<Throttle>) {
     let throttle = throttle(limits);
-    (
-        Bench::with(false, throttle.clone(), Worker::unconfined()),
-        throttle,
-    )
+    (Bench::with(engine, false, throttle.clone(), Jail::NONE), throttle)
 }
 
 impl Bench {
@@ -60,9 +56,17 @@ impl Bench {
     }
 }
 
-#[test]
-fn a_drive_gives_its_burst_tells_the_driver_and_waits_until_its_limits_change() {
-    let (mut bench, throttle) = limited(LimitsConfig::bytes(1, 2048));
+for_each_engine!(
+    a_drive_gives_its_burst_tells_the_driver_and_waits_until_its_limits_change,
+    requests_are_no_faster_than_the_rate,
+    a_request_larger_than_the_burst_is_served_and_the_next_waits_for_the_rest,
+    only_bytes_that_are_moved_count,
+    a_drive_that_waits_stops_at_once_and_another_goes_on_where_it_was,
+    a_confined_thread_can_wait,
+);
+
+fn a_drive_gives_its_burst_tells_the_driver_and_waits_until_its_limits_change(engine: DriveEngine) {
+    let (mut bench, throttle) = limited(engine, LimitsConfig::bytes(1, 2048));
     bench.offer_reads(10);
     // Each of them needs the interrupt for what was done before the wait.
     bench.wait_for_reads(0..4);
@@ -77,19 +81,17 @@ fn a_drive_gives_its_burst_tells_the_driver_and_waits_until_its_limits_change() 
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 2, 512, true), (OK, 513));
 }
 
-#[test]
-fn requests_are_no_faster_than_the_rate() {
+fn requests_are_no_faster_than_the_rate(engine: DriveEngine) {
     const PER_SECOND: u64 = 100;
     let start = Instant::now();
-    let (mut bench, _throttle) = limited(LimitsConfig::ops(PER_SECOND, 2));
+    let (mut bench, _throttle) = limited(engine, LimitsConfig::ops(PER_SECOND, 2));
     bench.offer_reads(12);
     bench.wait_for_reads(0..12);
     assert!(start.elapsed() >= Duration::from_secs(1) * (12 - 2) / PER_SECOND as u32);
 }
 
-#[test]
-fn a_request_larger_than_the_burst_is_served_and_the_next_waits_for_the_rest() {
-    let (mut bench, throttle) = limited(LimitsConfig::bytes(1, 512));
+fn a_request_larger_than_the_burst_is_served_and_the_next_waits_for_the_rest(engine: DriveEngine) {
+    let (mut bench, throttle) = limited(engine, LimitsConfig::bytes(1, 512));
     let bytes = SECTORS as u32 * 512;
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 0, bytes, true), (OK, bytes + 1));
     bench.offer_reads(1);
@@ -99,9 +101,8 @@ fn a_request_larger_than_the_burst_is_served_and_the_next_waits_for_the_rest() {
     bench.wait_for_reads(0..1);
 }
 
-#[test]
-fn only_bytes_that_are_moved_count() {
-    let (mut bench, throttle) = limited(LimitsConfig::bytes(1, 1024));
+fn only_bytes_that_are_moved_count(engine: DriveEngine) {
+    let (mut bench, throttle) = limited(engine, LimitsConfig::bytes(1, 1024));
     for _ in 0..10 {
         let outside = bench.request(VIRTIO_BLK_T_IN, SECTORS, 1024, true);
         assert_eq!(outside, (IOERR, 1));
@@ -113,9 +114,8 @@ fn only_bytes_that_are_moved_count() {
     throttle.wait_until_throttled(1);
 }
 
-#[test]
-fn a_drive_that_waits_stops_at_once_and_another_goes_on_where_it_was() {
-    let (mut bench, throttle) = limited(LimitsConfig::bytes(1, 2048));
+fn a_drive_that_waits_stops_at_once_and_another_goes_on_where_it_was(engine: DriveEngine) {
+    let (mut bench, throttle) = limited(engine, LimitsConfig::bytes(1, 2048));
     bench.offer_reads(10);
     bench.wait_for_reads(0..4);
     throttle.wait_until_throttled(1);
@@ -141,10 +141,9 @@ fn a_drive_that_waits_stops_at_once_and_another_goes_on_where_it_was() {
     bench.wait_for_reads(4..10);
 }
 
-#[test]
-fn a_confined_thread_can_wait() {
+fn a_confined_thread_can_wait(engine: DriveEngine) {
     let throttle = throttle(LimitsConfig::ops(100, 1));
-    let mut bench = Bench::with(false, throttle, Worker::confined(Thread::Block));
+    let mut bench = Bench::with(engine, false, throttle, Jail::FILTERS_ALONE);
     bench.offer_reads(4);
     bench.wait_for_reads(0..4);
 }

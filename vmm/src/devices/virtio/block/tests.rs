@@ -1,6 +1,7 @@
 //! The block device as its driver sees it, and as one that lies sees it.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -8,11 +9,13 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_blk::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::ring::{Ring, Takes};
 use super::*;
+use crate::config::DriveEngine;
 use crate::devices::virtio::net::driver::{Driver, INDIRECT, NEXT, TestInterrupt, WRITE, memory};
 use crate::devices::virtio::throttle::Throttle;
-use crate::devices::virtio::worker::Worker;
 use crate::devices::virtio::{Activation, VirtioDevice};
+use crate::jail::Jail;
 use crate::metrics::Counters;
 
 pub(super) const SECTORS: u64 = 64;
@@ -23,7 +26,48 @@ pub(super) const OK: u8 = VIRTIO_BLK_S_OK as u8;
 pub(super) const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 /// What the status byte holds before the device writes it.
-const UNTOUCHED: u8 = 0xaa;
+pub(super) const UNTOUCHED: u8 = 0xaa;
+
+/// Makes tests of functions of an engine, one for each.
+macro_rules! for_each_engine {
+    ($($test:ident),* $(,)?) => {
+        mod in_order {
+            $(#[test] fn $test() { super::$test(crate::config::DriveEngine::InOrder) })*
+        }
+        mod auto {
+            $(#[test] fn $test() { super::$test(crate::config::DriveEngine::Auto) })*
+        }
+        mod io_uring {
+            $(#[test] fn $test() {
+                if crate::devices::virtio::block::tests::has_ring() {
+                    super::$test(crate::config::DriveEngine::IoUring)
+                }
+            })*
+        }
+    };
+}
+pub(super) use for_each_engine;
+
+/// Whether this host has what the tests of the ring need.
+pub(super) fn has_ring() -> bool {
+    match Ring::new(&content(), Takes::ReadsAndFlushes) {
+        Ok(_) => true,
+        Err(error) => {
+            // Not by `eprintln`, which the test harness hides.
+            let _ = writeln!(std::io::stderr(), "SKIPPED a test of io_uring: {error}");
+            false
+        }
+    }
+}
+
+/// A file of [`SECTORS`] sectors, each of which holds its number.
+pub(super) fn content() -> File {
+    let file = tempfile::tempfile().unwrap();
+    for sector in 0..SECTORS {
+        file.write_all_at(&[sector as u8; 512], sector * 512).unwrap();
+    }
+    file
+}
 
 pub(super) struct Bench {
     pub(super) block: Block,
@@ -40,25 +84,25 @@ impl Drop for Bench {
 }
 
 impl Bench {
-    fn new(read_only: bool) -> Self {
-        Self::with(read_only, Throttle::open(), Worker::unconfined())
+    pub(super) fn new(engine: DriveEngine, read_only: bool) -> Self {
+        Self::with(engine, read_only, Throttle::open(), Jail::NONE)
     }
 
-    pub(super) fn with(read_only: bool, throttle: Arc<Throttle>, worker: Worker) -> Self {
-        let file = tempfile::tempfile().unwrap();
-        for sector in 0..SECTORS {
-            file.write_all_at(&[sector as u8; 512], sector * 512).unwrap();
-        }
+    pub(super) fn with(engine: DriveEngine, read_only: bool, throttle: Arc<Throttle>, jail: Jail) -> Self {
+        Self::on(content(), engine, read_only, throttle, jail)
+    }
+
+    pub(super) fn on(
+        file: File,
+        engine: DriveEngine,
+        read_only: bool,
+        throttle: Arc<Throttle>,
+        jail: Jail,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
-        let mut block = Block::new(
-            file.try_clone().unwrap(),
-            "disk0",
-            read_only,
-            counters.clone(),
-            throttle,
-            worker,
-        )
-        .unwrap();
+        let shared = file.try_clone().unwrap();
+        let disk = Disk::new(shared, "disk0", read_only, counters.clone(), throttle).unwrap();
+        let mut block = Block::new(disk, engine, jail).unwrap();
         let memory = memory();
         let (driver, queue) = Driver::new(&memory, 0x10_0000, 256);
         let interrupt = Arc::new(TestInterrupt::default());
@@ -105,11 +149,11 @@ impl Bench {
         (self.byte(STATUS), used)
     }
 
-    fn byte(&self, address: u64) -> u8 {
+    pub(super) fn byte(&self, address: u64) -> u8 {
         self.driver.memory.read_obj(GuestAddress(address)).unwrap()
     }
 
-    fn sector(&self, sector: u64) -> [u8; 512] {
+    pub(super) fn sector(&self, sector: u64) -> [u8; 512] {
         let mut bytes = [0; 512];
         self.file.read_exact_at(&mut bytes, sector * 512).unwrap();
         bytes
@@ -120,9 +164,27 @@ impl Bench {
     }
 }
 
-#[test]
-fn reads_come_from_the_file() {
-    let mut bench = Bench::new(true);
+for_each_engine!(
+    reads_come_from_the_file,
+    writes_reach_the_file_and_a_flush_is_carried_out,
+    a_read_only_disk_is_never_written,
+    requests_that_leave_the_disk_are_refused,
+    a_request_larger_than_the_bound_is_refused,
+    the_serial_number_is_the_drives,
+    unknown_requests_are_unsupported,
+    zeroes_are_written_in_the_ranges_named,
+    one_request_writes_no_more_zeroes_than_any_other_may_write_data,
+    discards_stay_within_the_disk,
+    a_request_may_be_cut_into_descriptors_anyhow,
+    a_request_may_be_in_an_indirect_table,
+    malformed_chains_are_returned_and_counted_and_the_next_is_served,
+    a_broken_available_index_fails_the_device_and_a_reset_mends_it,
+    another_device_goes_on_in_the_same_queue,
+    configuration_tells_the_capacity_and_reads_as_zero_past_its_end,
+);
+
+fn reads_come_from_the_file(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, true);
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 3, 1024, true), (OK, 1025));
     assert_eq!(
         (bench.byte(DATA), bench.byte(DATA + 512), bench.byte(DATA + 1023)),
@@ -132,9 +194,8 @@ fn reads_come_from_the_file() {
     assert_eq!((metrics.block_read_ops, metrics.block_read_bytes), (1, 1024));
 }
 
-#[test]
-fn writes_reach_the_file_and_a_flush_is_carried_out() {
-    let mut bench = Bench::new(false);
+fn writes_reach_the_file_and_a_flush_is_carried_out(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     bench.driver.write(DATA, &[0x77; 512]);
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 63, 512, false), (OK, 1));
     assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, 0, false), (OK, 1));
@@ -151,9 +212,8 @@ fn writes_reach_the_file_and_a_flush_is_carried_out() {
     );
 }
 
-#[test]
-fn a_read_only_disk_is_never_written() {
-    let mut bench = Bench::new(true);
+fn a_read_only_disk_is_never_written(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, true);
     bench.driver.write(DATA, &[0; 512]);
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 1, 512, false).0, IOERR);
     for kind in [
@@ -172,9 +232,8 @@ fn a_read_only_disk_is_never_written() {
     );
 }
 
-#[test]
-fn requests_that_leave_the_disk_are_refused() {
-    let mut bench = Bench::new(false);
+fn requests_that_leave_the_disk_are_refused(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     let refused = [
         (SECTORS, 512),
         (SECTORS - 1, 1024),
@@ -200,9 +259,8 @@ fn requests_that_leave_the_disk_are_refused() {
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, SECTORS - 1, 512, true).0, OK);
 }
 
-#[test]
-fn a_request_larger_than_the_bound_is_refused() {
-    let mut bench = Bench::new(false);
+fn a_request_larger_than_the_bound_is_refused(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     bench.put_header(VIRTIO_BLK_T_IN, 0);
     bench.driver.describe(0, (HEADER, 16, NEXT, 1));
     for index in 1..=3 {
@@ -214,9 +272,8 @@ fn a_request_larger_than_the_bound_is_refused() {
     assert_eq!(bench.offer_first().0, IOERR);
 }
 
-#[test]
-fn the_serial_number_is_the_drives() {
-    let mut bench = Bench::new(true);
+fn the_serial_number_is_the_drives(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, true);
     assert_eq!(bench.request(VIRTIO_BLK_T_GET_ID, 0, 20, true), (OK, 21));
     let mut id = [0; 20];
     bench
@@ -227,9 +284,8 @@ fn the_serial_number_is_the_drives() {
     assert_eq!(&id, b"disk0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
 }
 
-#[test]
-fn unknown_requests_are_unsupported() {
-    let mut bench = Bench::new(false);
+fn unknown_requests_are_unsupported(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     assert_eq!(bench.request(77, 0, 512, true).0, UNSUPP);
 }
 
@@ -242,10 +298,9 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     .concat()
 }
 
-#[test]
-fn zeroes_are_written_in_the_ranges_named() {
+fn zeroes_are_written_in_the_ranges_named(engine: DriveEngine) {
     for flags in [0, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP] {
-        let mut bench = Bench::new(false);
+        let mut bench = Bench::new(engine, false);
         bench
             .driver
             .write(DATA, &[range(2, 3, flags), range(10, 1, flags)].concat());
@@ -260,9 +315,8 @@ fn zeroes_are_written_in_the_ranges_named() {
     }
 }
 
-#[test]
-fn one_request_writes_no_more_zeroes_than_any_other_may_write_data() {
-    let mut bench = Bench::new(false);
+fn one_request_writes_no_more_zeroes_than_any_other_may_write_data(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     for (ranges, status) in [(4, OK), (5, IOERR)] {
         bench.driver.write(DATA, &range(0, 1, 0).repeat(ranges));
         let bytes = 16 * ranges as u32;
@@ -276,9 +330,8 @@ fn one_request_writes_no_more_zeroes_than_any_other_may_write_data() {
     assert_eq!(u32::from_le_bytes(most), 4);
 }
 
-#[test]
-fn discards_stay_within_the_disk() {
-    let mut bench = Bench::new(false);
+fn discards_stay_within_the_disk(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     bench.driver.write(DATA, &range(8, 8, 0));
     assert_eq!(bench.request(VIRTIO_BLK_T_DISCARD, 0, 16, false).0, OK);
     assert_eq!(bench.sector(7), [7; 512]);
@@ -304,9 +357,8 @@ fn discards_stay_within_the_disk() {
     assert_eq!(bench.file.metadata().unwrap().len(), SECTORS * 512);
 }
 
-#[test]
-fn a_request_may_be_cut_into_descriptors_anyhow() {
-    let mut bench = Bench::new(false);
+fn a_request_may_be_cut_into_descriptors_anyhow(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     bench.put_header(VIRTIO_BLK_T_IN, 5);
     bench.driver.describe(0, (HEADER, 7, NEXT, 1));
     bench.driver.describe(1, (HEADER + 7, 9, NEXT, 2));
@@ -324,9 +376,8 @@ fn a_request_may_be_cut_into_descriptors_anyhow() {
     );
 }
 
-#[test]
-fn a_request_may_be_in_an_indirect_table() {
-    let mut bench = Bench::new(false);
+fn a_request_may_be_in_an_indirect_table(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     bench.put_header(VIRTIO_BLK_T_IN, 6);
     let table = GuestAddress(0x5000);
     bench.driver.describe_at(table, 0, (HEADER, 16, NEXT, 1));
@@ -337,8 +388,7 @@ fn a_request_may_be_in_an_indirect_table() {
     assert_eq!(bench.byte(DATA), 6);
 }
 
-#[test]
-fn malformed_chains_are_returned_and_counted_and_the_next_is_served() {
+fn malformed_chains_are_returned_and_counted_and_the_next_is_served(engine: DriveEngine) {
     let chains: [&[(u64, u32, u16, u16)]; 6] = [
         // No status, no header, header too short, nothing at all.
         &[(HEADER, 16, 0, 0)],
@@ -357,7 +407,7 @@ fn malformed_chains_are_returned_and_counted_and_the_next_is_served() {
             (STATUS, 1, WRITE, 0),
         ],
     ];
-    let mut bench = Bench::new(false);
+    let mut bench = Bench::new(engine, false);
     for chain in chains {
         bench.put_header(VIRTIO_BLK_T_IN, 0);
         for (index, descriptor) in (0..).zip(chain) {
@@ -369,9 +419,8 @@ fn malformed_chains_are_returned_and_counted_and_the_next_is_served() {
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
 }
 
-#[test]
-fn a_broken_available_index_fails_the_device_and_a_reset_mends_it() {
-    let mut bench = Bench::new(false);
+fn a_broken_available_index_fails_the_device_and_a_reset_mends_it(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     bench.driver.set_available(300);
     bench.driver.kick();
     // The thread has ended by itself; the device can still be reset and used again.
@@ -393,9 +442,8 @@ fn a_broken_available_index_fails_the_device_and_a_reset_mends_it() {
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
 }
 
-#[test]
-fn another_device_goes_on_in_the_same_queue() {
-    let mut bench = Bench::new(false);
+fn another_device_goes_on_in_the_same_queue(engine: DriveEngine) {
+    let mut bench = Bench::new(engine, false);
     for _ in 0..3 {
         assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
         let positions = bench.block.stop();
@@ -412,9 +460,8 @@ fn another_device_goes_on_in_the_same_queue() {
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512, true).0, OK);
 }
 
-#[test]
-fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
-    let bench = Bench::new(false);
+fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end(engine: DriveEngine) {
+    let bench = Bench::new(engine, false);
     let mut capacity = [0xee; 8];
     bench.block.read_config(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), SECTORS);
@@ -429,27 +476,22 @@ fn configuration_tells_the_capacity_and_reads_as_zero_past_its_end() {
 fn a_file_without_a_sector_is_no_disk() {
     let file = tempfile::tempfile().unwrap();
     assert!(matches!(
-        Block::new(
-            file,
-            "x",
-            true,
-            Arc::default(),
-            Throttle::open(),
-            Worker::unconfined()
-        ),
+        Disk::new(file, "x", true, Arc::default(), Throttle::open()),
         Err(DiskError::Empty(_))
     ));
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn random_descriptors_never_hurt_the_file_outside_its_size(
+        in_order in any::<bool>(),
         descriptors in proptest::collection::vec((0u64..0x20_000, 0u32..2048, 0u16..4, 0u16..8), 8),
         kind in 0u32..16,
         sector in 0u64..80,
     ) {
-        let mut bench = Bench::new(false);
+        let engine = if in_order { DriveEngine::InOrder } else { DriveEngine::IoUring };
+        let mut bench = Bench::new(engine, false);
         bench.put_header(kind, sector);
         for (index, descriptor) in (0..).zip(&descriptors) {
             bench.driver.describe(index, *descriptor);

@@ -40,6 +40,16 @@ impl TestInterrupt {
         self.failed.load(Ordering::SeqCst)
     }
 
+    /// Waits until the device has said so; panics after ten seconds.
+    pub(crate) fn wait_until_failed(&self) {
+        let guard = self.count.lock().unwrap();
+        let (_guard, timeout) = self
+            .raised
+            .wait_timeout_while(guard, Duration::from_secs(10), |_| !self.device_failed())
+            .unwrap();
+        assert!(!timeout.timed_out(), "the device goes on");
+    }
+
     /// Waits until more than `seen` interrupts were raised; panics after ten seconds.
     pub(crate) fn wait(&self, seen: u64) {
         let guard = self.count.lock().unwrap();
@@ -60,7 +70,10 @@ impl Interrupt for TestInterrupt {
     fn signal_config(&self) {}
 
     fn fail_device(&self) {
+        // Whoever waits has looked before, or is told.
+        let _guard = self.count.lock().unwrap();
         self.failed.store(true, Ordering::SeqCst);
+        self.raised.notify_all();
     }
 }
 
