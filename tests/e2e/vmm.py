@@ -146,12 +146,17 @@ class Machine:
         for descriptor in opened:
             os.close(descriptor)
 
+    def client(self):
+        """A new connection to the control socket."""
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.settimeout(TIMEOUT)
+        client.connect(self._control_path)
+        return client
+
     def request(self, command, **fields):
         """Asks the machine, and returns its answer, which must not be an error."""
         if not self._client:
-            self._client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._client.settimeout(TIMEOUT)
-            self._client.connect(self._control_path)
+            self._client = self.client()
         self._client.send(json.dumps({"id": 1, "command": command, **fields}).encode())
         # Connections that the guest makes meanwhile are let go.
         while (answer := self._receive())["message"] != "reply":

@@ -159,7 +159,7 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
     };
     let pid = machine.pid();
     let expected = Info {
-        control_version: 2,
+        control_version: 3,
         vmm_version: env!("CARGO_PKG_VERSION").into(),
         pid,
         vcpus: 1,

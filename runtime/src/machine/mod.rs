@@ -259,8 +259,12 @@ impl Host for LocalHost {
             let usage = self.starter.cgroups.group(task.as_str()).map_err(host_error)?;
             let usage = usage.usage().map_err(host_error)?;
             let counters = tokio::task::spawn_blocking(move || running::counters(&dir)).await;
-            let counters = counters.map_err(|error| HostError(error.to_string()))??;
-            Ok(Some(MachineMetrics { counters, usage }))
+            let (counters, guest) = counters.map_err(|error| HostError(error.to_string()))??;
+            Ok(Some(MachineMetrics {
+                counters,
+                guest,
+                usage,
+            }))
         })
     }
 

@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ExitReason, LimitsConfig};
 
 /// Version of the protocol, said in [`Info`].
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 /// Largest message in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Longest that a guest has to answer [`Command::Balloon`], in milliseconds.
+pub const MAX_BALLOON_WAIT_MS: u32 = 10_000;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +59,13 @@ pub enum Command {
         device: LimitedDevice,
         limits: Option<LimitsConfig>,
     },
+    /// Have the guest put so many MiB of its memory into its balloon, or take out what is beyond: answers
+    /// [`Outcome::Done`], and how far it comes is in [`Outcome::Balloon`]. Never so much that less stays than
+    /// [`crate::devices::virtio::balloon::FLOOR_MIB`]. A guest that runs out of memory takes some back by itself.
+    SetBalloon { target_mib: u32 },
+    /// Ask the guest how it stands with its memory, and answer [`Outcome::Balloon`] when it has said so, or after so many
+    /// milliseconds, at most [`MAX_BALLOON_WAIT_MS`], with what it said last. With none it is not asked.
+    Balloon { wait_ms: u32 },
     /// End the machine now, as if its plug were pulled. The reply is sent first.
     Stop,
 }
@@ -98,6 +107,7 @@ pub enum Outcome {
     Done,
     Info(Info),
     Metrics(Metrics),
+    Balloon(BalloonReport),
     Error { error: String },
 }
 
@@ -111,6 +121,44 @@ pub struct Info {
     pub memory_mib: u32,
     /// Set once the guest has ended and the process is about to.
     pub exiting: Option<ExitReason>,
+}
+
+/// The balloon, and what the guest says of its memory. All but the target is the guest's word.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BalloonReport {
+    pub target_bytes: u64,
+    /// What is in the balloon; never more than the guest's memory.
+    pub actual_bytes: u64,
+    /// None from a guest that has said nothing yet.
+    pub statistics: Option<MemoryStatistics>,
+    /// How long ago it said that, in milliseconds.
+    pub statistics_age_ms: Option<u64>,
+}
+
+/// A guest's memory, as it counts it itself since it booted. None for what it does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryStatistics {
+    /// As the guest's `/proc/meminfo` has them: MemTotal, MemFree, MemAvailable, and Cached with Buffers.
+    pub total_bytes: Option<u64>,
+    pub free_bytes: Option<u64>,
+    pub available_bytes: Option<u64>,
+    pub cache_bytes: Option<u64>,
+    pub major_faults: Option<u64>,
+    pub minor_faults: Option<u64>,
+    pub swap_in_bytes: Option<u64>,
+    pub swap_out_bytes: Option<u64>,
+    pub huge_page_allocations: Option<u64>,
+    pub huge_page_failures: Option<u64>,
+    pub oom_kills: Option<u64>,
+    /// Times that somebody had to wait for memory.
+    pub allocation_stalls: Option<u64>,
+    /// Memory that was looked at to be used otherwise, and that was: by the kernel beside all else, or by who waited for it.
+    pub background_scanned_bytes: Option<u64>,
+    pub direct_scanned_bytes: Option<u64>,
+    pub background_reclaimed_bytes: Option<u64>,
+    pub direct_reclaimed_bytes: Option<u64>,
 }
 
 /// Counters since the machine started. All are totals; bytes are bytes.
@@ -145,7 +193,7 @@ pub struct Metrics {
     pub vsock_rx_bytes: u64,
     pub vsock_tx_bytes: u64,
     pub vsock_connections: u64,
-    /// Memory that the guest did not use and the host has back; what the guest takes again is not subtracted.
+    /// Memory that the guest did not use or put into its balloon, and the host has back; what the guest takes again is not subtracted.
     pub balloon_released_bytes: u64,
     pub entropy_bytes: u64,
     /// Times that the entropy device had requests and waited for its limits.

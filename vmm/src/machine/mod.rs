@@ -219,6 +219,7 @@ impl Machine {
             let worker = worker("rng", Thread::Rng)?;
             assembly.add_virtio(Box::new(Rng::new(counters.clone(), throttle.clone(), worker)))?;
         }
+        let mut balloon = None;
         if config.balloon {
             let backing = match config.memory {
                 None => Backing::Anonymous,
@@ -226,8 +227,9 @@ impl Machine {
                 Some(MemoryConfig { shared: false, .. }) => Backing::PrivateFile,
             };
             let worker = worker("balloon", Thread::Balloon)?;
-            let balloon = Balloon::new(backing, counters.clone(), worker).map_err(MachineError::Event)?;
-            assembly.add_virtio(Box::new(balloon))?;
+            let (device, handle) = Balloon::new(backing, config.memory_mib, counters.clone(), worker)
+                .map_err(MachineError::Event)?;
+            balloon = Some((handle, assembly.add_virtio(Box::new(device))?));
         }
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly {
@@ -275,6 +277,7 @@ impl Machine {
                 counters,
                 ending,
                 streams,
+                balloon,
                 writer,
             },
             gate,

@@ -25,7 +25,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             asked: AtomicBool::new(false),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -42,7 +42,7 @@ impl Stop {
         &self.event
     }
 
-    fn ask(&self) {
+    pub(super) fn ask(&self) {
         self.asked.store(true, Ordering::Release);
         // The counter of an event that is written once cannot overflow.
         let _ = self.event.write(1);
@@ -254,7 +254,8 @@ impl QueueService {
     }
 }
 
-fn drain(
+/// Serves what is in one queue, until `stop`.
+pub(super) fn drain(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
     interrupt: &dyn Interrupt,
@@ -295,7 +296,7 @@ fn drain(
 
 /// Why a queue cannot be served any more.
 #[derive(Debug, thiserror::Error)]
-enum QueueError {
+pub(super) enum QueueError {
     #[error("the driver broke the queue: {0}")]
     Broken(#[from] virtio_queue::Error),
     #[error("cannot wait for the driver: {0}")]
