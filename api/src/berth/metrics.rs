@@ -1,6 +1,7 @@
 //! GetMachineMetrics: the counters of a task's machine. Each is a total since the machine started, and named after what it
 //! counts in: `…Bytes`, `…Ops`, `…Packets`, `…Us` (microseconds). `startUs` is how long its VMM took from its start until
-//! the guest ran, and `startWorkingSetUs` what of that went into preparing a clone's memory. What the host counts of it is
+//! the guest ran: `startJailUs` for its jail, `startVmUs` for the virtual machine, `startStateUs` for the kernel or what a clone goes on
+//! from, and `startDevicesUs`; `startWorkingSetUs` is what preparing a clone's memory took beside that. What the host counts of it is
 //! `cpuUsageUs`, `memoryBytes` (now), `memoryPeakBytes`, `pids` (now) and `oomKills`: of its VMM, so all of its guest is in
 //! there. What the guest says of its memory begins with `guest` (`guestFreeBytes`, `guestOomKills`, …): it is the guest's word, asked
 //! when the operation is, or what it said `guestAgeMs` ago; `balloonTargetBytes` and `balloonBytes` are how much of its
@@ -73,7 +74,9 @@ mod tests {
         let shape = encode(&MachineMetrics::default()).unwrap();
         let names: Vec<&String> = shape.as_object().unwrap().keys().collect();
         assert!(names.contains(&&"netRxBytes".to_owned()), "{names:?}");
-        assert!(names.contains(&&"startWorkingSetUs".to_owned()), "{names:?}");
+        for name in ["startWorkingSetUs", "startJailUs", "pageFaultsMajor"] {
+            assert!(names.contains(&&name.to_owned()), "{names:?}");
+        }
         assert!(
             names
                 .iter()

@@ -165,9 +165,19 @@ pub struct MemoryStatistics {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Metrics {
-    /// Microseconds from the start of the process until its vCPUs ran, and of that for a prepared working set. Not totals.
+    /// Microseconds from the start of the process until its vCPUs ran. Not a total.
     pub start_us: u64,
+    /// Of these, one after the other: reading the configuration and entering the jail; making memory, virtual machine and
+    /// vCPUs; loading the kernel, or what the vCPUs were when they were written down; the devices.
+    pub start_jail_us: u64,
+    pub start_vm_us: u64,
+    pub start_state_us: u64,
+    pub start_devices_us: u64,
+    /// How long a prepared working set took, beside the devices.
     pub start_working_set_us: u64,
+    /// Page faults of the process, those of its guest's memory among them: such as needed no disk, and such as did.
+    pub page_faults_minor: u64,
+    pub page_faults_major: u64,
     /// KVM exits that reached user space, by kind.
     pub exits_io: u64,
     pub exits_mmio: u64,

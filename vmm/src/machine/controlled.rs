@@ -18,7 +18,7 @@ use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::mmio::{MmioTransport, TransportStateError};
 use crate::devices::virtio::vsock::VsockHandle;
 use crate::ending::Ending;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, count_page_faults};
 use crate::snapshot::{MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{SharedVcpu, VcpuThreads};
 
@@ -112,6 +112,7 @@ impl Controlled for ControlledMachine {
     }
 
     fn metrics(&self) -> Metrics {
+        count_page_faults(&self.counters);
         self.counters.snapshot()
     }
 

@@ -39,7 +39,7 @@ use crate::ending::{self, Ending};
 use crate::handed::{Handed, Start};
 use crate::jail::{Jail, JailError, Thread};
 use crate::memory::{self, MemoryError, MemoryFile};
-use crate::metrics::{Counters, clock};
+use crate::metrics::{Counters, Phases, clock};
 use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
 use assembly::{Assembly, InterruptLines};
@@ -127,6 +127,8 @@ impl Machine {
         } = handed;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
         let counters = Arc::new(Counters::default());
+        let mut phases = Phases::since(started);
+        phases.end(&counters.start_jail_us);
         let control = ControlServer::new(control, ending.event())?;
         // SAFETY: the descriptor is owned, and given away here.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
@@ -135,6 +137,7 @@ impl Machine {
         let vm = vm::create(&kvm, &memory)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = create_vcpus(&vm, config.vcpus)?;
+        phases.end(&counters.start_vm_us);
         let mut prefetching = None;
         let restored = match &start {
             Start::Boot {
@@ -167,6 +170,8 @@ impl Machine {
                 Some(state)
             }
         };
+
+        phases.end(&counters.start_state_us);
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -255,6 +260,7 @@ impl Machine {
             None => None,
         };
         let gate = Arc::new(Gate::default());
+        phases.end(&counters.start_devices_us);
         // A thread that panicked has prefetched what it has.
         if let Some(Ok(microseconds)) = prefetching.map(JoinHandle::join) {
             counters
