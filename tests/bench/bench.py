@@ -16,10 +16,18 @@ import boots
 import clones
 import data
 import logs
+import memory
 import product
 import starts
 
-GROUPS = {"boots": boots.rows, "clones": clones.rows, "starts": starts.rows, "logs": logs.rows, "data": data.rows}
+GROUPS = {
+    "boots": boots.rows,
+    "clones": clones.rows,
+    "memory": memory.rows,
+    "starts": starts.rows,
+    "logs": logs.rows,
+    "data": data.rows,
+}
 # Made of rows of several groups: name, what is divided by what.
 RATIOS = [
     ("restore_vs_cold_boot", "restore_256_mib_ms", "cold_boot_ms"),

@@ -3,7 +3,9 @@
 import os
 import select
 import time
+from pathlib import Path
 
+import host
 import pytest
 from initrd import initrd
 from tasks import task_id
@@ -163,6 +165,13 @@ def check_statistics(machine, meminfo):
     assert said["oom_kills"] == 0 and said["minor_faults"] > 0
 
 
+def check_start(metrics):
+    """That the phases of a start are parts of it, and that page faults are counted."""
+    phases = [metrics[f"start_{phase}_us"] for phase in ("jail", "vm", "state", "devices")]
+    assert min(phases) > 0 and sum(phases) <= metrics["start_us"], metrics
+    assert metrics["page_faults_minor"] > 100, metrics
+
+
 @pytest.fixture
 def touching():
     machine = Machine(
@@ -233,6 +242,7 @@ def test_a_balloon_goes_on_where_a_snapshot_was_taken():
         assert balloon(machines[0])["statistics"]
         machines[0].take_snapshot()
         machines.append(Machine(restore=files, **options))
+        check_start(machines[1].request("metrics"))
         report = balloon(machines[1])
         assert (report["target_bytes"], report["actual_bytes"]) == (TARGET_MIB << 20, TARGET_MIB << 20)
         assert report["statistics"]["oom_kills"] == 0
@@ -253,5 +263,68 @@ def test_a_tasks_metrics_have_what_its_guest_says_and_nothing_is_taken_from_it(r
     assert (metrics["balloonTargetBytes"], metrics["balloonBytes"]) == (0, 0)
     assert 0 < metrics["guestFreeBytes"] <= metrics["guestTotalBytes"]
     assert metrics["guestOomKills"] == 0 and metrics["guestAgeMs"] < 10_000
+    phases = [metrics[f"start{phase}Us"] for phase in ("Jail", "Vm", "State", "Devices")]
+    assert min(phases) > 0 and sum(phases) <= metrics["startUs"], metrics
+    assert metrics["pageFaultsMinor"] > 100, metrics
     said = running.berth("metrics", task_id(task), check=True).stdout.decode()
-    assert "guestAvailableBytes" in said and "balloonTargetBytes" in said
+    for name in ("guestAvailableBytes", "balloonTargetBytes", "startJailUs", "pageFaultsMajor"):
+        assert name in said
+
+
+# How much of a guest's memory is huge pages at least, once it has touched TOUCHED_MIB.
+HUGE_MIB = 64
+SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
+
+@pytest.fixture
+def shmem_advised():
+    """Memfds may have huge pages, where they are asked for."""
+    before = SHMEM_ENABLED.read_text().split("[")[1].split("]")[0]
+    SHMEM_ENABLED.write_text("advise")
+    yield
+    SHMEM_ENABLED.write_text(before)
+
+
+def huge_mib(pid):
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    return sum(int(rollup[rollup.index(name) + 1]) for name in ("AnonHugePages:", "ShmemPmdMapped:")) / 1024
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "memfd"])
+@pytest.mark.parametrize("huge_pages", ["never", "always"])
+def test_memory_is_of_the_pages_that_were_asked_for(shmem_advised, kind, huge_pages):
+    files = Snapshot(MEMORY_MIB) if kind == "memfd" else None
+    options = {"serial": True, "balloon": True, "jailed": True, "huge_pages": huge_pages}
+    machine = Machine(CMDLINE, initrd=initrd("touches", TOUCHES), snapshot=files, memory_mib=MEMORY_MIB, **options)
+    try:
+        lines = Lines(machine)
+        lines.wait_for("full")
+        huge = huge_mib(machine.process.pid)
+        print(f"{huge:.0f} of {resident_mib(machine):.0f} MiB are huge pages")
+        assert huge > HUGE_MIB if huge_pages == "always" else huge == 0
+        # Of huge pages too the host gets back what it asks for, and the guest what it needs.
+        lines.wait_for("free")
+        machine.request("set_balloon", target_mib=TARGET_MIB)
+        wait_until_in_balloon(machine, TARGET_MIB)
+        machine.request("set_balloon", target_mib=0)
+        wait_until_in_balloon(machine, 0)
+    finally:
+        machine.close()
+        if files:
+            files.close()
+
+
+def test_the_daemon_asks_for_huge_pages_for_its_tasks(daemon, running, images, tasks):
+    arguments = daemon.arguments
+    daemon.stop()
+    daemon.arguments = [*arguments, "--huge-pages=always"]
+    daemon.start()
+    try:
+        task = tasks.start(images.busybox, "echo up; sleep 3600", stopTimeout=2)
+        smaps = Path(f"/proc/{host.machine_of(task_id(task))}/smaps").read_text()
+        flags = [line.split() for line in smaps.splitlines() if line.startswith("VmFlags:")]
+        assert any("hg" in words for words in flags)
+    finally:
+        daemon.stop()
+        daemon.arguments = arguments
+        daemon.start()

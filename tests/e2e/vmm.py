@@ -74,13 +74,14 @@ class Machine:
         serial=False,
         vsock=False,
         balloon=False,
+        huge_pages="host",
         drives=(),
         nets=(),
         jailed=False,
     ):
         """`restore` and `snapshot` are a :class:`Snapshot` each: where the machine starts, and where it can be written
         down, for which the memory is shared. `drives` are pairs of a descriptor and whether it is read only, `nets`
-        descriptors of taps; all stay the caller's."""
+        descriptors of taps; all stay the caller's. `huge_pages` is `host`, `never` or `always`."""
         opened, handed = [], []
 
         def hand(descriptor):
@@ -120,6 +121,7 @@ class Machine:
             "kvm_fd": open_("/dev/kvm", os.O_RDWR),
             "start": start,
             "memory": memory,
+            "huge_pages": huge_pages,
             "snapshot_fd": snapshot_fd,
             "control_fd": hand(self._listener.fileno()),
             "exit_fd": hand(self._exit),

@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Context;
 use berth_runtime::faults;
 use berth_runtime::image::PullBehavior;
-use berth_runtime::{Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange};
+use berth_runtime::{
+    HugePages, Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange,
+};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_dumpable;
@@ -82,6 +84,10 @@ pub(super) struct ServeArgs {
     /// `strict` boots a kernel for each
     #[arg(long, value_name = "KIND", default_value = "shared")]
     isolation: Isolation,
+    /// Whether tasks' memory is of huge pages: `host` as the host is set, `never`, or `always` where it can be: the guest is
+    /// faster at its memory then, and holds more of the host's. Clones of a template have huge pages only where it had nothing
+    #[arg(long, value_name = "WHEN", default_value = "host")]
+    huge_pages: HugePages,
     /// Most network of a task for each of its vCPUs, in Mbit/s each way; 0 is no limit
     #[arg(long, value_name = "N", default_value_t = Rates::default().network_mbit)]
     network_mbit: u32,
@@ -160,6 +166,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
                 disk_mb: args.disk_mb,
                 disk_iops: args.disk_iops,
             },
+            huge_pages: args.huge_pages,
         },
         host_prefix: args.host_prefix,
         stopped_task_retention: args.stopped_task_retention,

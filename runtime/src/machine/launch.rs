@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig,
+    CONFIG_VERSION, DriveConfig, HugePages, JailConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig,
     VsockConfig, WorkingSet,
 };
 use nix::sched::{CloneFlags, unshare};
@@ -61,6 +61,7 @@ pub(super) struct Launch {
     /// Whom the machine runs as.
     pub user: u32,
     pub rates: Rates,
+    pub huge_pages: HugePages,
     pub start: Start,
     pub spec: Arc<MachineSpec>,
 }
@@ -236,6 +237,7 @@ impl Launch {
             kvm_fd: handed.take(open(Path::new("/dev/kvm"), true)?.into()),
             start,
             memory,
+            huge_pages: self.huge_pages,
             snapshot_fd,
             control_fd: handed.take(control_socket(&self.dir.join(CONTROL_SOCKET))?),
             exit_fd: Some(handed.take(create(&self.dir.join(EXIT_FILE))?.into())),

@@ -26,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use berth_vmm::config::HugePages;
 use futures_util::future::BoxFuture;
 
 use crate::cgroup::Cgroups;
@@ -67,6 +68,8 @@ pub struct MachineOptions {
     pub isolation: Isolation,
     /// How fast their devices are.
     pub rates: Rates,
+    /// Of what pages their memory is.
+    pub huge_pages: HugePages,
 }
 
 /// This host.
@@ -102,6 +105,7 @@ impl LocalHost {
                 scratch,
                 users,
                 rates: options.rates,
+                huge_pages: options.huge_pages,
             },
             templates,
             network,

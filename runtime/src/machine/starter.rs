@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use berth_vmm::config::HugePages;
+
 use super::Rates;
 use super::launch::{self, Binaries, Start};
 use super::running::RunningMachine;
@@ -23,6 +25,7 @@ pub(super) struct Starter {
     pub scratch: ScratchDisks,
     pub users: Arc<Users>,
     pub rates: Rates,
+    pub huge_pages: HugePages,
 }
 
 impl Starter {
@@ -45,6 +48,7 @@ impl Starter {
             scratch: self.scratch.clone(),
             user: self.users.take(&spec.task)?,
             rates: self.rates,
+            huge_pages: self.huge_pages,
             start,
             spec,
         };

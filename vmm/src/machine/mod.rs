@@ -133,7 +133,8 @@ impl Machine {
         // SAFETY: the descriptor is owned, and given away here.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         let shared = config.memory.is_some_and(|memory| memory.shared);
-        let memory = memory::allocate(config.memory_mib, memory.map(|file| MemoryFile { file, shared }))?;
+        let file = memory.map(|file| MemoryFile { file, shared });
+        let memory = memory::allocate_of(config.huge_pages, config.memory_mib, file)?;
         let vm = vm::create(&kvm, &memory)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = create_vcpus(&vm, config.vcpus)?;
@@ -229,7 +230,7 @@ impl Machine {
             let backing = match config.memory {
                 None => Backing::Anonymous,
                 Some(MemoryConfig { shared: true, .. }) => Backing::SharedFile,
-                Some(MemoryConfig { shared: false, .. }) => Backing::PrivateFile,
+                Some(MemoryConfig { shared: false, .. }) => Backing::PrivateFile(config.huge_pages),
             };
             let worker = worker("balloon", Thread::Balloon)?;
             let (device, handle) = Balloon::new(backing, config.memory_mib, counters.clone(), worker)

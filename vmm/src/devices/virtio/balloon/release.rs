@@ -2,6 +2,8 @@
 
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::config::HugePages;
+
 /// Bytes of a page of the host.
 const PAGE_BYTES: u64 = 4096;
 
@@ -10,8 +12,8 @@ const PAGE_BYTES: u64 = 4096;
 pub enum Backing {
     /// Memory of the process alone.
     Anonymous,
-    /// Copies of a file's pages, made as the guest writes to them.
-    PrivateFile,
+    /// Copies of a file's pages, made as the guest writes to them, and such pages where the file has none.
+    PrivateFile(HugePages),
     /// The pages of a file.
     SharedFile,
 }
@@ -52,16 +54,22 @@ pub(super) fn release(
         // Of a private file the guest finds what the file has there. A mapping for each page, as balloons have them, is more
         // than a process may have.
         // SAFETY: the range lies within the region, which nobody but the guest expects anything of; its pages go.
-        (Backing::Anonymous, _) | (Backing::PrivateFile, Content::Any) => unsafe {
+        (Backing::Anonymous, _) | (Backing::PrivateFile(_), Content::Any) => unsafe {
             libc::madvise(host.cast(), len, libc::MADV_DONTNEED) == 0
         },
         // SAFETY: as above; the file gets a hole.
         (Backing::SharedFile, _) => unsafe { libc::madvise(host.cast(), len, libc::MADV_REMOVE) == 0 },
         // Without its copy a page would be the file's again. So there is other memory in its place.
         // SAFETY: as above; the new mapping has the access of the old one and is unmapped with the region.
-        (Backing::PrivateFile, Content::Zero) => unsafe {
+        (Backing::PrivateFile(huge_pages), Content::Zero) => unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-            libc::mmap(host.cast(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) != libc::MAP_FAILED
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let mapped = libc::mmap(host.cast(), len, access, flags, -1, 0) != libc::MAP_FAILED;
+            // It knows nothing of what was said of the old one. Advice that is not taken costs nothing but time.
+            if let Some(advice) = huge_pages.advice().filter(|_| mapped) {
+                libc::madvise(host.cast(), len, advice);
+            }
+            mapped
         },
     };
     Some(if released { end - start } else { 0 })

@@ -8,6 +8,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::*;
+use crate::config::HugePages;
 use crate::control::BalloonReport;
 use crate::devices::virtio::net::driver::{Driver, TestInterrupt};
 use crate::jail::Thread;
@@ -120,7 +121,11 @@ impl Guest {
 
 #[test]
 fn what_the_guest_reports_as_free_is_the_hosts_again_and_reads_as_zero() {
-    for backing in [Backing::Anonymous, Backing::PrivateFile, Backing::SharedFile] {
+    for backing in [
+        Backing::Anonymous,
+        Backing::PrivateFile(HugePages::Always),
+        Backing::SharedFile,
+    ] {
         let mut guest = start(backing);
         let free = 20 << 20;
         guest.fill(free - 4096, RANGE + 8192);
@@ -160,7 +165,11 @@ fn free_bytes(report: &BalloonReport) -> Option<u64> {
 
 #[test]
 fn pages_that_the_driver_puts_into_the_balloon_are_given_back() {
-    for backing in [Backing::Anonymous, Backing::PrivateFile, Backing::SharedFile] {
+    for backing in [
+        Backing::Anonymous,
+        Backing::PrivateFile(HugePages::Always),
+        Backing::SharedFile,
+    ] {
         let mut guest = start(backing);
         guest.fill(8 << 20, 0x5000);
         // In any order, as allocators give them out.
@@ -179,7 +188,7 @@ fn pages_that_the_driver_puts_into_the_balloon_are_given_back() {
 
 #[test]
 fn pages_one_by_one_cost_no_mapping_each() {
-    let mut guest = start(Backing::PrivateFile);
+    let mut guest = start(Backing::PrivateFile(HugePages::Always));
     let mappings = || {
         std::fs::read_to_string("/proc/self/maps")
             .unwrap()
