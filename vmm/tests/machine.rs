@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_vmm::client::ClientError;
 use berth_vmm::config::{ExitReason, ExitReport, StartConfig};
-use berth_vmm::control::{Command, Info, Outcome};
+use berth_vmm::control::{BalloonReport, Command, Info, Outcome};
 use support::{Ended, Launch, kvm_is_there};
 
 /// `mov dx, port; mov al, value; out dx, al`.
@@ -144,6 +144,55 @@ fn a_non_maskable_interrupt_reaches_the_guest() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_ended(&machine.wait(), ExitReason::TripleFault);
+}
+
+#[test]
+fn a_guest_sees_what_its_host_wants_of_it() {
+    if !kvm_is_there() {
+        return;
+    }
+    let code = [
+        // mov eax, [the balloon's num_pages]; test eax, eax; jz to it
+        &[0xa1, 0x00, 0x21, 0x00, 0xd0, 0x85, 0xc0, 0x74, 0xf7][..],
+        // shr eax, 8; mov dx, 0x3f8; out dx, al: in MiB, which is a letter
+        &[0xc1, 0xe8, 0x08, 0x66, 0xba, 0xf8, 0x03, 0xee],
+        &power_off(),
+    ]
+    .concat();
+    let mut launch = Launch::new(&code);
+    launch.config.memory_mib = 256;
+    launch.config.balloon = true;
+    let machine = launch.start();
+    let client = machine.client();
+    let asked = |command| client.request(command).unwrap().0;
+    let error = "193 MiB is too much for the balloon: of 256 MiB the guest keeps 64".into();
+    assert_eq!(
+        asked(Command::SetBalloon { target_mib: 193 }),
+        Outcome::Error { error }
+    );
+    // Where there is no driver, nobody is waited for.
+    let nothing = Outcome::Balloon(BalloonReport::default());
+    assert_eq!(asked(Command::Balloon { wait_ms: 10_000 }), nothing);
+    assert_eq!(asked(Command::SetBalloon { target_mib: 66 }), Outcome::Done);
+    let ended = machine.wait();
+    assert_ended(&ended, ExitReason::PowerOff);
+    assert_eq!(ended.serial, "B");
+}
+
+#[test]
+fn a_machine_without_a_balloon_says_so() {
+    if !kvm_is_there() {
+        return;
+    }
+    let machine = Launch::new(&SPIN).start();
+    let client = machine.client();
+    for command in [
+        Command::SetBalloon { target_mib: 0 },
+        Command::Balloon { wait_ms: 0 },
+    ] {
+        let error = "the machine has no balloon".into();
+        assert_eq!(client.request(command).unwrap().0, Outcome::Error { error });
+    }
 }
 
 #[test]

@@ -5,6 +5,9 @@ mod pages;
 mod queue_setup;
 mod registers;
 mod state;
+
+#[cfg(test)]
+mod balloon_tests;
 #[cfg(test)]
 mod tests;
 
