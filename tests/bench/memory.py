@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from boots import PROBE, until_ready
+from boots import IDLE
 from initrd import initrd
 from quiet import say, write_over_old_guests
 from vmm import TIMEOUT, Machine, Snapshot
@@ -44,9 +44,8 @@ def shmem_advised():
 def machine(kind, huge_pages, cmdline, **options):
     write_over_old_guests()
     files = Snapshot(MEMORY_MIB) if kind == "memfd" else None
-    machine = Machine(
-        cmdline, serial=True, jailed=True, balloon=True, huge_pages=huge_pages, snapshot=files, memory_mib=MEMORY_MIB, **options
-    )
+    options |= {"jailed": True, "balloon": True, "huge_pages": huge_pages, "snapshot": files, "memory_mib": MEMORY_MIB}
+    machine = Machine(cmdline, **options)
     try:
         yield machine
     finally:
@@ -66,7 +65,7 @@ def resident(machine):
 
 def touch(kind, huge_pages):
     """Seconds by the guest's own clock."""
-    with machine(kind, huge_pages, CMDLINE, initrd=initrd("bench-touches", TOUCHES)) as guest:
+    with machine(kind, huge_pages, CMDLINE, serial=True, initrd=initrd("bench-touches", TOUCHES)) as guest:
         text = b""
         while b"\n" not in text:
             if not select.select([guest.output], [], [], TIMEOUT)[0]:
@@ -82,8 +81,8 @@ def rows(rounds):
         for number in range(rounds):
             for kind in ("anonymous", "memfd"):
                 for huge_pages in ("never", "always"):
-                    with machine(kind, huge_pages, PROBE) as guest:
-                        boot, _ = until_ready(guest)
+                    with machine(kind, huge_pages, IDLE, vsock=True) as guest:
+                        boot = guest.wait_for_connection()
                         time.sleep(1)
                         held, huge = resident(guest)
                     touched = touch(kind, huge_pages)

@@ -2,6 +2,7 @@
 
 import collections
 import fcntl
+import itertools
 import json
 import os
 import select
@@ -223,7 +224,7 @@ class Curious:
 
     def _run(self):
         with self._machine.client() as client:
-            for count in iter(range(1 << 30).__next__, None):
+            for count in itertools.count():
                 if self._stop.wait(0.02):
                     return
                 target = {"command": "set_balloon", "target_mib": 0 if count % 2 else MEMORY_MIB}
