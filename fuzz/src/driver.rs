@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Input;
 
-/// Where buffers begin; the rings of up to three queues are before.
+/// Where buffers begin; the rings of up to three queues are before; those of a fourth are among them.
 const BUFFERS: u64 = 0x6000;
 /// Two pieces meet here.
 const SEAM: u64 = 0x8000;

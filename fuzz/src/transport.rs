@@ -8,6 +8,7 @@ use std::sync::Arc;
 use berth_vmm::bus::Bus;
 use berth_vmm::config::DriveEngine;
 use berth_vmm::devices::virtio::VirtioDevice;
+use berth_vmm::devices::virtio::balloon::{Backing, Balloon};
 use berth_vmm::devices::virtio::block::{Block, Disk};
 use berth_vmm::devices::virtio::mmio::{MmioTransport, PAGE_BYTES, RegisterPages};
 use berth_vmm::devices::virtio::net::{Net, NetThrottles};
@@ -62,11 +63,11 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// One of four devices.
+    /// One of five devices.
     pub fn new(kind: u8, guest: &Guest) -> Self {
         let counters = Arc::new(Counters::default());
         let worker = || Worker::new("device", Jail::NONE, Thread::Main).expect("a thread can be made");
-        let device: Box<dyn VirtioDevice> = match kind % 4 {
+        let device: Box<dyn VirtioDevice> = match kind % 5 {
             0 => Box::new(Rng::new(counters.clone(), throttle(), worker())),
             1 => {
                 let disk = Disk::new(disk(), "fuzz", false, counters.clone(), throttle())
@@ -76,6 +77,10 @@ impl Transport {
                 Box::new(block.expect("a thread can be made"))
             }
             2 => Box::new(Vsock::new(3, counters.clone(), worker()).0),
+            4 => {
+                let made = Balloon::new(Backing::Anonymous, 128, counters.clone(), worker());
+                Box::new(made.expect("an event can be made").0)
+            }
             _ => {
                 // Not a tap, so the device refuses to go to work.
                 let (near, _) = UnixDatagram::pair().expect("a socket pair can be made");

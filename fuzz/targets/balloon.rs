@@ -1,4 +1,4 @@
-//! Memory that a hostile driver gives back, or says that it does.
+//! Memory that a hostile driver gives back, or says that it does, and what it says of it when it is asked.
 #![no_main]
 
 use berth_fuzz::driver::{RING_STEPS, silent};
@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
     let guest = Guest::default();
     let event_idx = input.flag();
-    let mut rings = [0, 1, 2].map(|index| Rings::new(index, &mut input));
+    let mut rings = [0, 1, 2, 3].map(|index| Rings::new(index, &mut input));
     let queues = rings.each_mut().map(|rings| rings.active(&guest, event_idx));
     let mut device =
         BalloonQueues::new(guest.memory.clone(), queues, silent()).expect("the queues' events can be made");
@@ -24,10 +24,12 @@ fuzz_target!(|data: &[u8]| {
                     break;
                 }
             }
+            4 => device.ask(),
             step => {
                 let index = usize::from(input.step().unwrap_or_default()) % rings.len();
                 rings[index].step(step % RING_STEPS, &guest, &mut input);
             }
         }
     }
+    device.end();
 });

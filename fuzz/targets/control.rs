@@ -7,14 +7,15 @@ use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use berth_fuzz::Input;
 use berth_vmm::client::{Client, ClientError};
 use berth_vmm::config::LimitsConfig;
 use berth_vmm::control::server::{
-    ConnectDone, ConnectionListener, ControlServer, Controlled, GuestStreams, MAX_CLIENTS,
+    BalloonDone, ConnectDone, ConnectionListener, ControlServer, Controlled, GuestStreams, MAX_CLIENTS,
 };
-use berth_vmm::control::{Command, Info, LimitedDevice, Metrics, Request};
+use berth_vmm::control::{BalloonReport, Command, Info, LimitedDevice, Metrics, Request};
 use libfuzzer_sys::fuzz_target;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
@@ -26,12 +27,13 @@ struct Machine {
     vsock: bool,
     listener: Mutex<Option<ConnectionListener>>,
     callers: Mutex<Vec<ConnectDone>>,
+    askers: Mutex<Vec<BalloonDone>>,
 }
 
 impl Controlled for Machine {
     fn info(&self) -> Info {
         Info {
-            control_version: 2,
+            control_version: 3,
             vmm_version: "fuzz".into(),
             pid: 7,
             vcpus: 1,
@@ -55,6 +57,16 @@ impl Controlled for Machine {
     }
     fn set_limits(&self, _device: &LimitedDevice, _limits: Option<LimitsConfig>) -> Result<(), String> {
         Ok(())
+    }
+    fn set_balloon(&self, target_mib: u32) -> Result<(), String> {
+        (target_mib < 64).then_some(()).ok_or("too much".into())
+    }
+    fn balloon(&self, wait: Duration, done: BalloonDone) {
+        match wait.as_millis() % 4 {
+            0 => done(Ok(BalloonReport::default())),
+            1 => done(Err("there is none".into())),
+            _ => self.askers.lock().expect("no target panics").push(done),
+        }
     }
     fn stop(&self) {}
 }
@@ -112,6 +124,7 @@ fn hostile_clients(input: &mut Input, no_vsock: bool) {
         vsock: !no_vsock,
         listener: Mutex::default(),
         callers: Mutex::default(),
+        askers: Mutex::default(),
     };
     let ending = EventFd::new(libc::EFD_NONBLOCK).expect("an event can be made");
     // Nobody comes by the listener, so anything that can be waited for stands in for it.
@@ -152,7 +165,16 @@ fn hostile_clients(input: &mut Input, no_vsock: bool) {
                     drop(listener(input.u8().into(), stream()));
                 }
             }
-            12 => receive_all(client),
+            12 => {
+                let mut askers = machine.askers.lock().expect("no target panics");
+                let asker = (!askers.is_empty()).then(|| askers.remove(0));
+                drop(askers);
+                match (asker, input.flag()) {
+                    (Some(asker), true) => asker(Ok(BalloonReport::default())),
+                    (forgotten, _) => drop(forgotten),
+                }
+            }
+            13 => receive_all(client),
             _ => server.turn(&machine).expect("events can be waited for"),
         }
     }
@@ -173,7 +195,7 @@ fn connect(server: &mut ControlServer) -> Client {
 }
 
 fn command(input: &mut Input) -> Command {
-    match input.u8() % 9 {
+    match input.u8() % 11 {
         0 => Command::Info,
         1 => Command::Metrics,
         2 => Command::Nmi,
@@ -182,6 +204,12 @@ fn command(input: &mut Input) -> Command {
         5 => Command::Snapshot,
         6 => Command::Stop,
         7 => Command::Attach,
+        8 => Command::SetBalloon {
+            target_mib: input.u8().into(),
+        },
+        9 => Command::Balloon {
+            wait_ms: input.u16().into(),
+        },
         _ => Command::VsockConnect {
             port: input.number() as u32,
         },

@@ -20,6 +20,8 @@ mod task;
 
 /// What is said over the stream of a command ([`Runtime::execute`]).
 pub use berth_protocol as protocol;
+pub use berth_vmm::config::HugePages;
+pub use berth_vmm::control::{BalloonReport, MemoryStatistics};
 pub use machine::{DriveEngine, MachineOptions, Rates, UserRange};
 pub use model::isolation::Isolation;
 pub use runtime::{LogMatcher, Overcommit, Ratio, Runtime, RuntimeConfig, RuntimeError};

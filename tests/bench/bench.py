@@ -17,12 +17,14 @@ import clones
 import compute
 import data
 import logs
+import memory
 import product
 import starts
 
 GROUPS = {
     "boots": boots.rows,
     "clones": clones.rows,
+    "memory": memory.rows,
     "starts": starts.rows,
     "logs": logs.rows,
     "compute": compute.rows,

@@ -2,6 +2,8 @@
 
 import collections
 import fcntl
+import itertools
+import json
 import os
 import select
 import socket
@@ -211,13 +213,61 @@ def talk(machine):
         kept.append(connection)
 
 
-@pytest.mark.parametrize("kind", ["block", "block by io_uring", "net", "vsock", "vsock with a talkative host", "entropy", "balloon"])
+class Curious:
+    """Asks the guest again and again for its statistics, and wants more and less of its memory."""
+
+    def __init__(self, machine):
+        self._machine = machine
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.answers = []
+        self._thread.start()
+
+    def _run(self):
+        with self._machine.client() as client:
+            for count in itertools.count():
+                if self._stop.wait(0.02):
+                    return
+                target = {"command": "set_balloon", "target_mib": 0 if count % 2 else MEMORY_MIB}
+                for request in (target, {"command": "balloon", "wait_ms": 20}):
+                    client.send(json.dumps({"id": count, **request}).encode())
+                    self.answers.append(json.loads(client.recv(1 << 16)))
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+
+    def check_that_it_was_answered(self):
+        reports = [answer for answer in self.answers if answer["outcome"] == "balloon"]
+        assert reports and len(self.answers) == 2 * len(reports)
+        # A machine as small as this keeps all that it has.
+        assert {report["target_bytes"] for report in reports} == {0}
+        assert {answer["outcome"] for answer in self.answers} == {"balloon", "done", "error"}
+        assert max(report["actual_bytes"] for report in reports) <= MEMORY_MIB << 20
+        assert any(report["statistics"] for report in reports), "the guest was not asked"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "block",
+        "block by io_uring",
+        "net",
+        "vsock",
+        "vsock with a talkative host",
+        "entropy",
+        "balloon",
+        "balloon with a curious host",
+    ],
+)
 def test_a_device_withstands_its_driver(hostile, neighbour, kind):
     kind, _, how = kind.partition(" ")
-    talkative = how == "with a talkative host"
+    talkative, curious = "talkative" in how, None
     guest = hostile(kind, "io_uring" if how == "by io_uring" else "in_order")
     if talkative:
         threading.Thread(target=talk, args=(guest.machine,), daemon=True).start()
+    elif "curious" in how:
+        curious = Curious(guest.machine)
     done, attack = [], None
     while not (line := guest.lines.next() or "the end").startswith("idle"):
         word, _, rest = line.partition(" ")
@@ -226,8 +276,13 @@ def test_a_device_withstands_its_driver(hostile, neighbour, kind):
         elif word == "done":
             done.append(rest)
         else:
+            if curious:
+                curious.stop()
             end = guest.wait_for_its_end() if line == "the end" else "not there yet"
             pytest.fail(f"{kind}, attack {attack}: the guest said {line!r}, the end of its machine is {end}")
+    if curious:
+        curious.stop()
+        curious.check_that_it_was_answered()
     assert line == f"idle after {len(done)} attacks" and len(done) > 20
 
     assert guest.machine.request("info")["memory_mib"] == MEMORY_MIB

@@ -75,6 +75,7 @@ class Machine:
         serial=False,
         vsock=False,
         balloon=False,
+        huge_pages="host",
         drives=(),
         nets=(),
         jailed=False,
@@ -85,6 +86,7 @@ class Machine:
         down, for which the memory is shared. `page_by_page` shows which pages of a `restore`'s memory the guest touches.
         `drives` are pairs of a descriptor and whether it is read only, `nets` descriptors of taps; all stay the caller's. `probing` are arguments for the program of the jail's tests, numbers
         among them descriptors. `engine` is how the drives' requests are carried out: "auto", "io_uring", "in_order".
+        `huge_pages` is "host", "never" or "always".
         """
         opened, handed = [], []
 
@@ -128,6 +130,7 @@ class Machine:
             "kvm_fd": open_("/dev/kvm", os.O_RDWR),
             "start": start,
             "memory": memory,
+            "huge_pages": huge_pages,
             "snapshot_fd": snapshot_fd,
             "control_fd": hand(self._listener.fileno()),
             "exit_fd": hand(self._exit),
@@ -157,6 +160,13 @@ class Machine:
         self._listener.close()
         for descriptor in opened:
             os.close(descriptor)
+
+    def client(self):
+        """A new connection to the control socket."""
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.settimeout(TIMEOUT)
+        client.connect(self._control_path)
+        return client
 
     def request(self, command, **fields):
         """Asks the machine, and returns its answer, which must not be an error."""

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, MachineConfig, NetConfig, StartConfig, VsockConfig,
-    WorkingSet,
+    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, HugePages, MachineConfig, NetConfig, StartConfig,
+    VsockConfig, WorkingSet,
 };
 use berth_vmm::control;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -76,6 +76,7 @@ fn launch(arguments: Vec<OsString>) -> Result<Launch, Box<dyn Error>> {
             working_set: WorkingSet::default(),
         },
         memory: None,
+        huge_pages: HugePages::Host,
         snapshot_fd: None,
         control_fd: -1,
         exit_fd: None,

@@ -3,6 +3,7 @@
 //! The parent opens everything, leaves the descriptors open across `exec`, and passes this structure as JSON on the
 //! descriptor named by `--config-fd`. The machine opens no path, before or after it starts.
 
+mod huge_pages;
 mod limits;
 pub mod validate;
 mod working_set;
@@ -12,6 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use huge_pages::{BadHugePages, HugePages};
 pub use limits::{LimitsConfig, LimitsError, RateConfig};
 pub use working_set::{PAGE_BYTES, PageRange, WorkingSet};
 
@@ -38,6 +40,9 @@ pub struct MachineConfig {
     pub start: StartConfig,
     /// What the guest's memory is made of; none means memory of the process alone.
     pub memory: Option<MemoryConfig>,
+    /// Of what pages it is, whatever it is made of.
+    #[serde(default)]
+    pub huge_pages: HugePages,
     /// A regular file to which [`crate::control::Command::Snapshot`] writes the state of the machine. Needs shared memory,
     /// which is the other half of the snapshot.
     pub snapshot_fd: Option<RawFd>,

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use nix::sys::resource::{UsageWho, getrusage};
+
 use crate::control::Metrics;
 
 macro_rules! counters {
@@ -25,7 +27,13 @@ macro_rules! counters {
 
 counters!(
     start_us,
+    start_jail_us,
+    start_vm_us,
+    start_state_us,
     start_working_set_us,
+    start_devices_us,
+    page_faults_minor,
+    page_faults_major,
     exits_io,
     exits_mmio,
     exits_other,
@@ -58,6 +66,33 @@ counters!(
 pub fn clock(counter: &AtomicU64, since: Instant) {
     let us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
     counter.store(us, Ordering::Relaxed);
+}
+
+/// One phase after the other, each clocked.
+pub struct Phases {
+    since: Instant,
+}
+
+impl Phases {
+    /// The first one has begun then.
+    pub fn since(begun: Instant) -> Self {
+        Self { since: begun }
+    }
+
+    /// Sets a counter to the microseconds that the phase took which ends here.
+    pub fn end(&mut self, counter: &AtomicU64) {
+        clock(counter, self.since);
+        self.since = Instant::now();
+    }
+}
+
+/// Sets the counters of page faults to those that all threads of the process have met.
+pub fn count_page_faults(counters: &Counters) {
+    let set = |counter: &AtomicU64, faults: i64| counter.store(faults.unsigned_abs(), Ordering::Relaxed);
+    if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
+        set(&counters.page_faults_minor, usage.minor_page_faults());
+        set(&counters.page_faults_major, usage.major_page_faults());
+    }
 }
 
 /// Adds to a counter.

@@ -135,6 +135,11 @@ impl VcpuThreads {
         self.gate.open();
     }
 
+    /// Whether they are to stand still.
+    pub fn are_paused(&self) -> bool {
+        !self.gate.is_open()
+    }
+
     /// Waits until every vCPU has left the guest for good. The machine must have ended.
     pub fn join(&mut self) {
         self.gate.open();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_vmm::client::ClientError;
 use berth_vmm::config::{ExitReason, ExitReport, StartConfig};
-use berth_vmm::control::{Command, Info, Metrics, Outcome};
+use berth_vmm::control::{BalloonReport, Command, Info, Outcome};
 use support::{Ended, Launch, kvm_is_there};
 
 /// `mov dx, port; mov al, value; out dx, al`.
@@ -147,6 +147,55 @@ fn a_non_maskable_interrupt_reaches_the_guest() {
 }
 
 #[test]
+fn a_guest_sees_what_its_host_wants_of_it() {
+    if !kvm_is_there() {
+        return;
+    }
+    let code = [
+        // mov eax, [the balloon's num_pages]; test eax, eax; jz to it
+        &[0xa1, 0x00, 0x21, 0x00, 0xd0, 0x85, 0xc0, 0x74, 0xf7][..],
+        // shr eax, 8; mov dx, 0x3f8; out dx, al: in MiB, which is a letter
+        &[0xc1, 0xe8, 0x08, 0x66, 0xba, 0xf8, 0x03, 0xee],
+        &power_off(),
+    ]
+    .concat();
+    let mut launch = Launch::new(&code);
+    launch.config.memory_mib = 256;
+    launch.config.balloon = true;
+    let machine = launch.start();
+    let client = machine.client();
+    let asked = |command| client.request(command).unwrap().0;
+    let error = "193 MiB is too much for the balloon: of 256 MiB the guest keeps 64".into();
+    assert_eq!(
+        asked(Command::SetBalloon { target_mib: 193 }),
+        Outcome::Error { error }
+    );
+    // Where there is no driver, nobody is waited for.
+    let nothing = Outcome::Balloon(BalloonReport::default());
+    assert_eq!(asked(Command::Balloon { wait_ms: 10_000 }), nothing);
+    assert_eq!(asked(Command::SetBalloon { target_mib: 66 }), Outcome::Done);
+    let ended = machine.wait();
+    assert_ended(&ended, ExitReason::PowerOff);
+    assert_eq!(ended.serial, "B");
+}
+
+#[test]
+fn a_machine_without_a_balloon_says_so() {
+    if !kvm_is_there() {
+        return;
+    }
+    let machine = Launch::new(&SPIN).start();
+    let client = machine.client();
+    for command in [
+        Command::SetBalloon { target_mib: 0 },
+        Command::Balloon { wait_ms: 0 },
+    ] {
+        let error = "the machine has no balloon".into();
+        assert_eq!(client.request(command).unwrap().0, Outcome::Error { error });
+    }
+}
+
+#[test]
 fn clients_learn_who_the_machine_is_and_what_it_did() {
     if !kvm_is_there() {
         return;
@@ -159,7 +208,7 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
     };
     let pid = machine.pid();
     let expected = Info {
-        control_version: 2,
+        control_version: 3,
         vmm_version: env!("CARGO_PKG_VERSION").into(),
         pid,
         vcpus: 1,
@@ -175,18 +224,34 @@ fn clients_learn_who_the_machine_is_and_what_it_did() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let metrics = metrics();
-    assert!(metrics.start_us > 0);
     // Whether its one drive has io_uring is the host's affair.
     assert!(metrics.block_io_uring_drives <= 1);
+    // The phases of the start are parts of it, one after the other.
+    let phases = [
+        metrics.start_jail_us,
+        metrics.start_vm_us,
+        metrics.start_state_us,
+        metrics.start_devices_us,
+    ];
+    assert!(phases.iter().all(|us| *us > 0), "{phases:?}");
+    assert!(phases.iter().sum::<u64>() <= metrics.start_us, "{metrics:?}");
+    // Its own memory, and the guest's.
+    assert!(metrics.page_faults_minor > 10, "{metrics:?}");
     assert_eq!(
-        metrics,
-        Metrics {
-            exits_io: 2,
-            unclaimed_accesses: 1,
-            start_us: metrics.start_us,
-            block_io_uring_drives: metrics.block_io_uring_drives,
-            ..Metrics::default()
-        }
+        (
+            metrics.exits_io,
+            metrics.unclaimed_accesses,
+            metrics.device_errors
+        ),
+        (2, 1, 0)
+    );
+    assert_eq!(
+        (
+            metrics.exits_mmio,
+            metrics.block_read_ops,
+            metrics.start_working_set_us
+        ),
+        (0, 0, 0)
     );
     let no_vsock = client.request(Command::VsockConnect { port: 1 }).unwrap().0;
     assert_eq!(

@@ -12,6 +12,7 @@ use std::time::Duration;
 use berth_vmm::client::Client;
 use berth_vmm::config::{ExitReason, JailConfig, MemoryConfig, StartConfig, WorkingSet};
 use berth_vmm::control::{Command, Metrics, Outcome};
+use berth_vmm::snapshot::STATE_VERSION;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Uid;
 use support::{Ended, Launch, kvm_is_there};
@@ -252,11 +253,14 @@ fn a_snapshot_that_does_not_fit_is_refused_in_one_line() {
         &|_| (),
         &format!("{restore}the state is damaged: its checksum is not that of its content"),
     );
-    snapshot.state.write_all_at(&[7], 8).unwrap();
-    refused(
-        &|_| (),
-        &format!(
-            "{restore}the state is of version 7, and this program reads version 1: take the snapshot anew"
-        ),
-    );
+    // One that is yet to come, and the one before.
+    for other in [7, STATE_VERSION as u8 - 1] {
+        snapshot.state.write_all_at(&[other], 8).unwrap();
+        refused(
+            &|_| (),
+            &format!(
+                "{restore}the state is of version {other}, and this program reads version {STATE_VERSION}: take the snapshot anew"
+            ),
+        );
+    }
 }

@@ -14,7 +14,8 @@ use anyhow::Context;
 use berth_runtime::faults;
 use berth_runtime::image::PullBehavior;
 use berth_runtime::{
-    DriveEngine, Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange,
+    DriveEngine, HugePages, Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig,
+    UserRange,
 };
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
@@ -84,6 +85,10 @@ pub(super) struct ServeArgs {
     /// `strict` boots a kernel for each; a cluster with the tag berth:isolation=strict has its tasks booted in any case
     #[arg(long, value_name = "KIND", default_value = "shared")]
     isolation: Isolation,
+    /// Whether tasks' memory is of huge pages: `host` as the host is set, `never`, or `always` where it can be: the guest is
+    /// faster at its memory then, and holds more of the host's. Clones of a template have huge pages only where it had nothing
+    #[arg(long, value_name = "WHEN", default_value = "host")]
+    huge_pages: HugePages,
     /// Most network of a task for each of its vCPUs, in Mbit/s each way; 0 is no limit
     #[arg(long, value_name = "N", default_value_t = Rates::default().network_mbit)]
     network_mbit: u32,
@@ -167,6 +172,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
                 disk_iops: args.disk_iops,
             },
             drive_engine: args.drive_engine,
+            huge_pages: args.huge_pages,
         },
         host_prefix: args.host_prefix,
         stopped_task_retention: args.stopped_task_retention,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, DriveEngine, JailConfig, MachineConfig, MemoryConfig, NetConfig,
+    CONFIG_VERSION, DriveConfig, DriveEngine, HugePages, JailConfig, MachineConfig, MemoryConfig, NetConfig,
     StartConfig, VsockConfig, WorkingSet,
 };
 use nix::sched::{CloneFlags, unshare};
@@ -62,6 +62,7 @@ pub(super) struct Launch {
     pub user: u32,
     pub rates: Rates,
     pub drive_engine: DriveEngine,
+    pub huge_pages: HugePages,
     pub start: Start,
     pub spec: Arc<MachineSpec>,
 }
@@ -259,6 +260,7 @@ impl Launch {
             kvm_fd: handed.take(open(Path::new("/dev/kvm"), true)?.into()),
             start,
             memory,
+            huge_pages: self.huge_pages,
             snapshot_fd,
             control_fd: handed.take(control_socket(&self.dir.join(CONTROL_SOCKET))?),
             exit_fd: Some(handed.take(create(&self.dir.join(EXIT_FILE))?.into())),

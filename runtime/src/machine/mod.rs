@@ -27,6 +27,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use berth_vmm::config::HugePages;
 use futures_util::future::BoxFuture;
 
 use crate::cgroup::Cgroups;
@@ -71,6 +72,8 @@ pub struct MachineOptions {
     pub rates: Rates,
     /// How the requests of their drives are carried out.
     pub drive_engine: DriveEngine,
+    /// Of what pages their memory is.
+    pub huge_pages: HugePages,
 }
 
 /// This host.
@@ -107,6 +110,7 @@ impl LocalHost {
                 users,
                 rates: options.rates,
                 drive_engine: options.drive_engine,
+                huge_pages: options.huge_pages,
             },
             templates,
             network,
@@ -269,8 +273,12 @@ impl Host for LocalHost {
             let usage = self.starter.cgroups.group(task.as_str()).map_err(host_error)?;
             let usage = usage.usage().map_err(host_error)?;
             let counters = tokio::task::spawn_blocking(move || running::counters(&dir)).await;
-            let counters = counters.map_err(|error| HostError(error.to_string()))??;
-            Ok(Some(MachineMetrics { counters, usage }))
+            let (counters, guest) = counters.map_err(|error| HostError(error.to_string()))??;
+            Ok(Some(MachineMetrics {
+                counters,
+                guest,
+                usage,
+            }))
         })
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use berth_vmm::client::{Client, ClientError};
 use berth_vmm::config::{ExitReason, ExitReport, WorkingSet};
-use berth_vmm::control::{Command, Metrics, Outcome, ServerMessage};
+use berth_vmm::control::{BalloonReport, Command, Metrics, Outcome, ServerMessage};
 use futures_util::future::BoxFuture;
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 use tokio::io::Interest;
@@ -26,6 +26,8 @@ use crate::task::host::{Accepted, GuestPort, GuestStream, HostError, Machine, Ma
 
 /// A VMM with a small share of a busy CPU takes its time until it answers.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a guest has to say how it stands with its memory.
+const GUEST_WAIT_MS: u32 = 1000;
 /// Most of a VMM's own words that goes into a reason, in characters.
 const MAX_DETAIL_CHARS: usize = 300;
 /// Most that is read of what a VMM left behind.
@@ -196,16 +198,26 @@ fn connect(dir: &Path) -> Result<Client, HostError> {
     Client::connect(&path, CONTROL_TIMEOUT).map_err(|error| HostError(error.to_string()))
 }
 
-/// What the machine in `dir` counts; blocks.
-pub(super) fn counters(dir: &Path) -> Result<Metrics, HostError> {
+/// What the machine in `dir` counts, and its guest, if it says so; blocks.
+pub(super) fn counters(dir: &Path) -> Result<(Metrics, Option<BalloonReport>), HostError> {
     let client = connect(dir)?;
-    match client.request(Command::Metrics) {
-        Ok((Outcome::Metrics(metrics), _)) => Ok(metrics),
-        Ok((answer, _)) => Err(HostError(format!(
-            "the machine does not tell its counters: {answer:?}"
-        ))),
-        Err(error) => Err(HostError(error.to_string())),
-    }
+    let counters = match client.request(Command::Metrics) {
+        Ok((Outcome::Metrics(metrics), _)) => metrics,
+        Ok((answer, _)) => {
+            return Err(HostError(format!(
+                "the machine does not tell its counters: {answer:?}"
+            )));
+        }
+        Err(error) => return Err(HostError(error.to_string())),
+    };
+    // A VMM that an earlier daemon started may not know the question, and ends the connection.
+    let guest = match client.request(Command::Balloon {
+        wait_ms: GUEST_WAIT_MS,
+    }) {
+        Ok((Outcome::Balloon(report), _)) => Some(report),
+        _ => None,
+    };
+    Ok((counters, guest))
 }
 
 /// Connects to a vsock port of the guest of the machine in `dir`; none where nobody listens there. Blocks.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use berth_vmm::config::HugePages;
+
 use super::launch::{self, Binaries, Start};
 use super::running::RunningMachine;
 use super::scratch::ScratchDisks;
@@ -24,6 +26,7 @@ pub(super) struct Starter {
     pub users: Arc<Users>,
     pub rates: Rates,
     pub drive_engine: DriveEngine,
+    pub huge_pages: HugePages,
 }
 
 impl Starter {
@@ -47,6 +50,7 @@ impl Starter {
             user: self.users.take(&spec.task)?,
             rates: self.rates,
             drive_engine: self.drive_engine,
+            huge_pages: self.huge_pages,
             start,
             spec,
         };

@@ -83,6 +83,8 @@ pub struct MachineEnd {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineMetrics {
     pub counters: berth_vmm::control::Metrics,
+    /// How the guest says that it stands with its memory; none where it cannot be asked.
+    pub guest: Option<berth_vmm::control::BalloonReport>,
     pub usage: crate::cgroup::Usage,
 }
 

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use crate::config::WorkingSet;
     use crate::config::{
-        DriveConfig, DriveEngine, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig,
+        DriveConfig, DriveEngine, HugePages, JailConfig, MemoryConfig, NetConfig, RateConfig, VsockConfig,
     };
 
     fn boot(cmdline: &str) -> StartConfig {
@@ -203,6 +203,7 @@ mod tests {
             kvm_fd: 3,
             start: boot("panic=-1"),
             memory: None,
+            huge_pages: HugePages::Host,
             snapshot_fd: None,
             control_fd: 5,
             exit_fd: None,
@@ -239,6 +240,19 @@ mod tests {
     #[test]
     fn a_good_configuration_passes() {
         assert_eq!(valid().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_configuration_that_says_nothing_of_huge_pages_leaves_them_to_the_host() {
+        let mut json = serde_json::to_value(valid()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        assert_eq!(fields.remove("huge_pages"), Some("host".into()));
+        assert_eq!(
+            serde_json::from_value::<MachineConfig>(json.clone()).unwrap(),
+            valid()
+        );
+        json["huge_pages"] = "sometimes".into();
+        serde_json::from_value::<MachineConfig>(json).unwrap_err();
     }
 
     #[test]

@@ -16,11 +16,13 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ExitReason, LimitsConfig};
 
 /// Version of the protocol, said in [`Info`].
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 /// Largest message in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Largest request in bytes: every machine has room for one all the time.
 pub const MAX_REQUEST_BYTES: usize = 4 * 1024;
+/// Longest that a guest has to answer [`Command::Balloon`], in milliseconds.
+pub const MAX_BALLOON_WAIT_MS: u32 = 10_000;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,13 @@ pub enum Command {
         device: LimitedDevice,
         limits: Option<LimitsConfig>,
     },
+    /// Have the guest put so many MiB of its memory into its balloon, or take out what is beyond: answers
+    /// [`Outcome::Done`], and how far it comes is in [`Outcome::Balloon`]. Never so much that less stays than
+    /// [`crate::devices::virtio::balloon::FLOOR_MIB`]. A guest that runs out of memory takes some back by itself.
+    SetBalloon { target_mib: u32 },
+    /// Ask the guest how it stands with its memory, and answer [`Outcome::Balloon`] when it has said so, or after so many
+    /// milliseconds, at most [`MAX_BALLOON_WAIT_MS`], with what it said last. With none it is not asked.
+    Balloon { wait_ms: u32 },
     /// End the machine now, as if its plug were pulled. The reply is sent first.
     Stop,
 }
@@ -100,6 +109,7 @@ pub enum Outcome {
     Done,
     Info(Info),
     Metrics(Metrics),
+    Balloon(BalloonReport),
     Error { error: String },
 }
 
@@ -115,13 +125,61 @@ pub struct Info {
     pub exiting: Option<ExitReason>,
 }
 
+/// The balloon, and what the guest says of its memory. All but the target is the guest's word.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BalloonReport {
+    pub target_bytes: u64,
+    /// What is in the balloon; never more than the guest's memory.
+    pub actual_bytes: u64,
+    /// None from a guest that has said nothing yet.
+    pub statistics: Option<MemoryStatistics>,
+    /// How long ago it said that, in milliseconds.
+    pub statistics_age_ms: Option<u64>,
+}
+
+/// A guest's memory, as it counts it itself since it booted. None for what it does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryStatistics {
+    /// As the guest's `/proc/meminfo` has them: MemTotal, MemFree, MemAvailable, and Cached with Buffers.
+    pub total_bytes: Option<u64>,
+    pub free_bytes: Option<u64>,
+    pub available_bytes: Option<u64>,
+    pub cache_bytes: Option<u64>,
+    pub major_faults: Option<u64>,
+    pub minor_faults: Option<u64>,
+    pub swap_in_bytes: Option<u64>,
+    pub swap_out_bytes: Option<u64>,
+    pub huge_page_allocations: Option<u64>,
+    pub huge_page_failures: Option<u64>,
+    pub oom_kills: Option<u64>,
+    /// Times that somebody had to wait for memory.
+    pub allocation_stalls: Option<u64>,
+    /// Memory that was looked at to be used otherwise, and that was: by the kernel beside all else, or by who waited for it.
+    pub background_scanned_bytes: Option<u64>,
+    pub direct_scanned_bytes: Option<u64>,
+    pub background_reclaimed_bytes: Option<u64>,
+    pub direct_reclaimed_bytes: Option<u64>,
+}
+
 /// Counters since the machine started. All are totals; bytes are bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Metrics {
-    /// Microseconds from the start of the process until its vCPUs ran, and of that for a prepared working set. Not totals.
+    /// Microseconds from the start of the process until its vCPUs ran. Not a total.
     pub start_us: u64,
+    /// Of these, one after the other: reading the configuration and entering the jail; making memory, virtual machine and
+    /// vCPUs; loading the kernel, or what the vCPUs were when they were written down; the devices.
+    pub start_jail_us: u64,
+    pub start_vm_us: u64,
+    pub start_state_us: u64,
+    pub start_devices_us: u64,
+    /// How long a prepared working set took, beside the devices.
     pub start_working_set_us: u64,
+    /// Page faults of the process, those of its guest's memory among them: such as needed no disk, and such as did.
+    pub page_faults_minor: u64,
+    pub page_faults_major: u64,
     /// KVM exits that reached user space, by kind.
     pub exits_io: u64,
     pub exits_mmio: u64,
@@ -149,7 +207,7 @@ pub struct Metrics {
     pub vsock_rx_bytes: u64,
     pub vsock_tx_bytes: u64,
     pub vsock_connections: u64,
-    /// Memory that the guest did not use and the host has back; what the guest takes again is not subtracted.
+    /// Memory that the guest did not use or put into its balloon, and the host has back; what the guest takes again is not subtracted.
     pub balloon_released_bytes: u64,
     pub entropy_bytes: u64,
     /// Times that the entropy device had requests and waited for its limits.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, SockFlag, accept4, shutdown};
@@ -12,7 +13,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    Command, Info, LimitedDevice, MAX_REQUEST_BYTES, Metrics, Outcome, Request, ServerMessage, packet,
+    BalloonReport, Command, Info, LimitedDevice, MAX_BALLOON_WAIT_MS, MAX_REQUEST_BYTES, Metrics, Outcome,
+    Request, ServerMessage, packet,
 };
 use crate::config::LimitsConfig;
 
@@ -24,11 +26,13 @@ const ACCEPT_AGAIN_MS: i32 = 100;
 
 const ENDING: u64 = 0;
 const LISTENER: u64 = 1;
-const CONNECTED: u64 = 2;
+const ANSWERED: u64 = 2;
 const FIRST_CLIENT: u64 = 3;
 
 /// Called once with one end of a socket pair, or with why there is none.
 pub type ConnectDone = Box<dyn FnOnce(Result<OwnedFd, String>) + Send>;
+/// Called once with how it stands with the balloon, or with why there is none.
+pub type BalloonDone = Box<dyn FnOnce(Result<BalloonReport, String>) + Send>;
 /// Gets each connection that the guest makes, with its port; gives it back when there is nobody to take it.
 pub type ConnectionListener = Box<dyn Fn(u32, OwnedFd) -> Result<(), OwnedFd> + Send + Sync>;
 
@@ -49,6 +53,9 @@ pub trait Controlled {
     fn resume(&self);
     fn snapshot(&self) -> Result<(), String>;
     fn set_limits(&self, device: &LimitedDevice, limits: Option<LimitsConfig>) -> Result<(), String>;
+    fn set_balloon(&self, target_mib: u32) -> Result<(), String>;
+    /// Asks the guest, which has so much time to answer.
+    fn balloon(&self, wait: Duration, done: BalloonDone);
     fn stop(&self);
 }
 
@@ -68,7 +75,7 @@ pub struct ControlServer {
     clients: BTreeMap<u64, Client>,
     next_client: u64,
     attached: Option<u64>,
-    connected: Arc<ConnectedQueue>,
+    answered: Arc<AnsweredQueue>,
     buffer: Vec<u8>,
 }
 
@@ -78,29 +85,30 @@ struct Client {
     busy: bool,
 }
 
-/// Connections that the guest has answered, on their way from the vsock thread.
-struct ConnectedQueue {
-    results: Mutex<Vec<Connected>>,
+/// What the guest has answered, on its way from the threads of the devices.
+struct AnsweredQueue {
+    results: Mutex<Vec<Answered>>,
     event: EventFd,
 }
 
-struct Connected {
+struct Answered {
     client: u64,
     request: u64,
-    result: Result<OwnedFd, String>,
+    outcome: Outcome,
+    descriptor: Option<OwnedFd>,
 }
 
-impl ConnectedQueue {
-    fn push(&self, connected: Connected) {
+impl AnsweredQueue {
+    fn push(&self, answered: Answered) {
         self.results
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(connected);
+            .push(answered);
         // There are at most as many unread as clients.
         let _ = self.event.write(1);
     }
 
-    fn take(&self) -> Vec<Connected> {
+    fn take(&self) -> Vec<Answered> {
         // It fails when there is nothing new, and then there is nothing to take.
         let _ = self.event.read();
         std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner))
@@ -120,7 +128,7 @@ impl ControlServer {
             let add = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
             add(ending.as_raw_fd(), ENDING)?;
             add(listener.as_raw_fd(), LISTENER)?;
-            add(event.as_raw_fd(), CONNECTED)?;
+            add(event.as_raw_fd(), ANSWERED)?;
             Ok(Self {
                 listener,
                 listening: true,
@@ -128,7 +136,7 @@ impl ControlServer {
                 clients: BTreeMap::new(),
                 next_client: FIRST_CLIENT,
                 attached: None,
-                connected: Arc::new(ConnectedQueue {
+                answered: Arc::new(AnsweredQueue {
                     results: Mutex::default(),
                     event,
                 }),
@@ -155,7 +163,7 @@ impl ControlServer {
                 match event.data() {
                     ENDING => return Ok(()),
                     LISTENER => self.accept(),
-                    CONNECTED => self.answer_connected(machine),
+                    ANSWERED => self.answer_waiting(machine),
                     client => self.on_client(client, event.event_set(), machine),
                 }
             }
@@ -172,7 +180,7 @@ impl ControlServer {
 
     /// Answers what clients have asked already, then leaves them. For when the machine has ended.
     pub fn finish(&mut self, machine: &dyn Controlled) {
-        self.answer_connected(machine);
+        self.answer_waiting(machine);
         let clients: Vec<u64> = self.clients.keys().copied().collect();
         for client in clients {
             self.serve(client, machine);
@@ -265,6 +273,18 @@ impl ControlServer {
             }
             Command::Snapshot => done(machine.snapshot()),
             Command::SetLimits { device, limits } => done(machine.set_limits(&device, limits)),
+            Command::SetBalloon { target_mib } => done(machine.set_balloon(target_mib)),
+            Command::Balloon { wait_ms } if wait_ms > MAX_BALLOON_WAIT_MS => Outcome::Error {
+                error: format!("wait_ms is {wait_ms}, more than {MAX_BALLOON_WAIT_MS}"),
+            },
+            Command::Balloon { wait_ms } => {
+                let mut answer = self.answer_later(client, id);
+                let give = move |result| match result {
+                    Ok(report) => answer.give(Outcome::Balloon(report), None),
+                    Err(error) => answer.give(Outcome::Error { error }, None),
+                };
+                return machine.balloon(Duration::from_millis(wait_ms.into()), Box::new(give));
+            }
             Command::Attach => match machine.streams() {
                 Some(streams) => return self.attach(client, id, streams, machine),
                 None => no_vsock(),
@@ -300,14 +320,23 @@ impl ControlServer {
     }
 
     fn connect(&mut self, token: u64, id: u64, port: u32, streams: &dyn GuestStreams) {
-        self.set_busy(token, true);
-        let mut answer = ConnectAnswer {
-            queue: self.connected.clone(),
-            client: token,
-            request: id,
-            given: false,
+        let mut answer = self.answer_later(token, id);
+        let give = move |result| match result {
+            Ok(stream) => answer.give(Outcome::Done, Some(stream)),
+            Err(error) => answer.give(Outcome::Error { error }, None),
         };
-        streams.connect(port, Box::new(move |result| answer.give(result)));
+        streams.connect(port, Box::new(give));
+    }
+
+    /// The answer is the guest's; until it comes the client has to wait.
+    fn answer_later(&mut self, client: u64, request: u64) -> LaterAnswer {
+        self.set_busy(client, true);
+        LaterAnswer {
+            queue: self.answered.clone(),
+            client,
+            request,
+            given: false,
+        }
     }
 
     fn set_busy(&mut self, token: u64, busy: bool) {
@@ -324,18 +353,17 @@ impl ControlServer {
         );
     }
 
-    fn answer_connected(&mut self, machine: &dyn Controlled) {
-        for Connected {
+    fn answer_waiting(&mut self, machine: &dyn Controlled) {
+        for Answered {
             client,
             request,
-            result,
-        } in self.connected.take()
+            outcome,
+            descriptor,
+        } in self.answered.take()
         {
             self.set_busy(client, false);
-            match result {
-                Ok(stream) => self.reply(client, request, Outcome::Done, Some(stream.as_fd()), machine),
-                Err(error) => self.reply(client, request, Outcome::Error { error }, None, machine),
-            }
+            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+            self.reply(client, request, outcome, descriptor, machine);
         }
     }
 
@@ -387,29 +415,31 @@ fn send(socket: &OwnedFd, message: &ServerMessage, descriptor: Option<BorrowedFd
     packet::send(socket.as_fd(), message, descriptor, MsgFlags::MSG_DONTWAIT)
 }
 
-/// Makes sure that a client gets an answer even if the device forgets about its connection.
-struct ConnectAnswer {
-    queue: Arc<ConnectedQueue>,
+/// Makes sure that a client gets an answer even if the device forgets about it.
+struct LaterAnswer {
+    queue: Arc<AnsweredQueue>,
     client: u64,
     request: u64,
     given: bool,
 }
 
-impl ConnectAnswer {
-    fn give(&mut self, result: Result<OwnedFd, String>) {
+impl LaterAnswer {
+    fn give(&mut self, outcome: Outcome, descriptor: Option<OwnedFd>) {
         self.given = true;
-        self.queue.push(Connected {
+        self.queue.push(Answered {
             client: self.client,
             request: self.request,
-            result,
+            outcome,
+            descriptor,
         });
     }
 }
 
-impl Drop for ConnectAnswer {
+impl Drop for LaterAnswer {
     fn drop(&mut self) {
         if !self.given {
-            self.give(Err("the connection was given up".into()));
+            let error = "the guest was not waited for".into();
+            self.give(Outcome::Error { error }, None);
         }
     }
 }

@@ -61,7 +61,10 @@ impl Assembly<'_> {
     }
 
     /// Puts a virtio device behind the next transport, in the order in which the guest finds them.
-    pub(super) fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+    pub(super) fn add_virtio(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Arc<MmioTransport>, MachineError> {
         let index = self.virtio.len();
         let base = layout::virtio_mmio_base(index);
         let interrupt = self.interrupt_line(layout::virtio_gsi(index))?;
@@ -87,7 +90,7 @@ impl Assembly<'_> {
         self.buses
             .mmio
             .insert(base..base + layout::VIRTIO_MMIO_BYTES, transport.clone())?;
-        self.virtio.push(transport);
-        Ok(())
+        self.virtio.push(transport.clone());
+        Ok(transport)
     }
 }

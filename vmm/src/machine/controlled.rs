@@ -1,6 +1,7 @@
 //! What clients of the control socket can have done to a machine that runs.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VmFd;
@@ -10,13 +11,14 @@ use super::limits::DeviceLimits;
 use crate::arch::state::{Saveable, StateError, VcpuState, VmState};
 use crate::arch::vm;
 use crate::config::{ExitReason, LimitsConfig};
-use crate::control::server::{ConnectDone, ConnectionListener, Controlled, GuestStreams};
+use crate::control::server::{BalloonDone, ConnectDone, ConnectionListener, Controlled, GuestStreams};
 use crate::control::{CONTROL_VERSION, Info, LimitedDevice, Metrics};
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::mmio::{MmioTransport, TransportStateError};
 use crate::devices::virtio::vsock::VsockHandle;
 use crate::ending::Ending;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, count_page_faults};
 use crate::snapshot::{MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{SharedVcpu, VcpuThreads};
 
@@ -33,6 +35,8 @@ pub(super) struct ControlledMachine {
     pub(super) counters: Arc<Counters>,
     pub(super) ending: Arc<Ending>,
     pub(super) streams: Option<VsockHandle>,
+    /// The balloon, and where its driver sees it.
+    pub(super) balloon: Option<(BalloonHandle, Arc<MmioTransport>)>,
     pub(super) writer: Option<SnapshotWriter>,
 }
 
@@ -43,6 +47,8 @@ pub(super) struct SnapshotWriter {
     /// For each vCPU what it was told of its processor.
     pub(super) cpuid: Vec<Vec<kvm_cpuid_entry2>>,
 }
+
+const NO_BALLOON: &str = "the machine has no balloon";
 
 #[derive(Debug, thiserror::Error)]
 enum LeaveError {
@@ -106,6 +112,7 @@ impl Controlled for ControlledMachine {
     }
 
     fn metrics(&self) -> Metrics {
+        count_page_faults(&self.counters);
         self.counters.snapshot()
     }
 
@@ -154,6 +161,24 @@ impl Controlled for ControlledMachine {
         self.limits
             .set(device, limits, self.serial.as_deref())
             .map_err(|error| error.to_string())
+    }
+
+    fn set_balloon(&self, target_mib: u32) -> Result<(), String> {
+        let (balloon, transport) = self.balloon.as_ref().ok_or(NO_BALLOON)?;
+        balloon
+            .set_target(target_mib)
+            .map_err(|error| error.to_string())?;
+        transport.show_config();
+        Ok(())
+    }
+
+    fn balloon(&self, wait: Duration, done: BalloonDone) {
+        match &self.balloon {
+            // Who stands still answers nothing.
+            Some((balloon, _)) if self.threads.are_paused() => balloon.report(Duration::ZERO, done),
+            Some((balloon, _)) => balloon.report(wait, done),
+            None => done(Err(NO_BALLOON.into())),
+        }
     }
 
     fn stop(&self) {

@@ -39,7 +39,7 @@ use crate::ending::{self, Ending};
 use crate::handed::{Handed, Start};
 use crate::jail::{Jail, JailError, Thread};
 use crate::memory::{self, MemoryError, MemoryFile};
-use crate::metrics::{Counters, clock};
+use crate::metrics::{Counters, Phases, clock};
 use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
 use assembly::{Assembly, InterruptLines};
@@ -127,6 +127,8 @@ impl Machine {
         } = handed;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
         let counters = Arc::new(Counters::default());
+        let mut phases = Phases::since(started);
+        phases.end(&counters.start_jail_us);
         let control = ControlServer::new(control, ending.event())?;
         // SAFETY: the descriptor is owned, and given away here.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
@@ -135,10 +137,11 @@ impl Machine {
             shared: how.shared,
             page_by_page: how.page_by_page,
         });
-        let memory = memory::allocate(config.memory_mib, file)?;
+        let memory = memory::allocate_of(config.huge_pages, config.memory_mib, file)?;
         let vm = vm::create(&kvm, &memory)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = create_vcpus(&vm, config.vcpus)?;
+        phases.end(&counters.start_vm_us);
         let mut prefetching = None;
         let restored = match &start {
             Start::Boot {
@@ -171,6 +174,8 @@ impl Machine {
                 Some(state)
             }
         };
+
+        phases.end(&counters.start_state_us);
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -223,15 +228,17 @@ impl Machine {
             let worker = worker("rng", Thread::Rng)?;
             assembly.add_virtio(Box::new(Rng::new(counters.clone(), throttle.clone(), worker)))?;
         }
+        let mut balloon = None;
         if config.balloon {
             let backing = match config.memory {
                 None => Backing::Anonymous,
                 Some(MemoryConfig { shared: true, .. }) => Backing::SharedFile,
-                Some(MemoryConfig { shared: false, .. }) => Backing::PrivateFile,
+                Some(MemoryConfig { shared: false, .. }) => Backing::PrivateFile(config.huge_pages),
             };
             let worker = worker("balloon", Thread::Balloon)?;
-            let balloon = Balloon::new(backing, counters.clone(), worker).map_err(MachineError::Event)?;
-            assembly.add_virtio(Box::new(balloon))?;
+            let (device, handle) = Balloon::new(backing, config.memory_mib, counters.clone(), worker)
+                .map_err(MachineError::Event)?;
+            balloon = Some((handle, assembly.add_virtio(Box::new(device))?));
         }
         vm::map_registers(&vm, &assembly.registers)?;
         let Assembly {
@@ -257,6 +264,7 @@ impl Machine {
             None => None,
         };
         let gate = Arc::new(Gate::default());
+        phases.end(&counters.start_devices_us);
         // A thread that panicked has prefetched what it has.
         if let Some(Ok(microseconds)) = prefetching.map(JoinHandle::join) {
             counters
@@ -279,6 +287,7 @@ impl Machine {
                 counters,
                 ending,
                 streams,
+                balloon,
                 writer,
             },
             gate,

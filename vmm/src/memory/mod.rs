@@ -7,10 +7,15 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
 
 use crate::arch::layout;
+use crate::config::HugePages;
 
+mod aligned;
 mod neighbours;
 mod working_set;
 
@@ -32,6 +37,8 @@ pub enum MemoryError {
     OtherSize { bytes: u64, mib: u32 },
     #[error("cannot use the memory's file: {0}")]
     File(io::Error),
+    #[error("cannot have huge pages: {0}")]
+    HugePages(io::Error),
 }
 
 /// A file that holds the guest's memory.
@@ -43,18 +50,60 @@ pub struct MemoryFile {
     pub page_by_page: bool,
 }
 
-/// Maps guest memory, from a file or from nothing. A page costs nothing before the guest touches it.
+/// Maps guest memory, from a file or from nothing, of pages as the host has it. A page costs nothing before the guest
+/// touches it.
 pub fn allocate(mib: u32, file: Option<MemoryFile>) -> Result<GuestMemoryMmap, MemoryError> {
+    allocate_of(HugePages::Host, mib, file)
+}
+
+/// As [`allocate`], of such pages. Where there are to be huge ones, the memory lies as they do, here and in the guest,
+/// and stays mapped for as long as the process lives.
+pub fn allocate_of(
+    huge_pages: HugePages,
+    mib: u32,
+    file: Option<MemoryFile>,
+) -> Result<GuestMemoryMmap, MemoryError> {
+    let aligned = huge_pages == HugePages::Always;
     let ranges = layout::ram_ranges(u64::from(mib) << 20)
         .into_iter()
         .map(|range| (GuestAddress(range.start), (range.end - range.start) as usize));
-    match file {
-        None => {
+    let memory = match file {
+        None if !aligned => {
             let ranges: Vec<_> = ranges.collect();
             GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map { mib, source })
         }
-        Some(file) => map_file(mib, file, ranges),
+        None => map_aligned(ranges),
+        Some(file) => map_file(mib, file, ranges, aligned),
+    }?;
+    advise(&memory, huge_pages).map_err(MemoryError::HugePages)?;
+    Ok(memory)
+}
+
+/// Tells the kernel of what pages the memory is to be.
+fn advise(memory: &GuestMemoryMmap, huge_pages: HugePages) -> io::Result<()> {
+    let Some(advice) = huge_pages.advice() else {
+        return Ok(());
+    };
+    for region in memory.iter() {
+        // SAFETY: the region is mapped, and the advice changes nothing of its content.
+        let advised = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) } == 0;
+        // Where there are no huge pages at all, there is nothing to be forbidden.
+        if !advised && huge_pages == HugePages::Always {
+            return Err(io::Error::last_os_error());
+        }
     }
+    Ok(())
+}
+
+fn map_aligned(ranges: impl Iterator<Item = (GuestAddress, usize)>) -> Result<GuestMemoryMmap, MemoryError> {
+    let failed = |error| MemoryError::HugePages(io::Error::other(error));
+    let mut regions = Vec::new();
+    for (start, len) in ranges {
+        let region = aligned::map(len, None).map_err(MemoryError::HugePages)?;
+        let region = GuestRegionMmap::new(region, start).ok_or("a region is beyond all addresses");
+        regions.push(region.map_err(|error| MemoryError::HugePages(io::Error::other(error)))?);
+    }
+    GuestMemoryMmap::from_regions(regions).map_err(failed)
 }
 
 fn map_file(
@@ -65,6 +114,7 @@ fn map_file(
         page_by_page,
     }: MemoryFile,
     ranges: impl Iterator<Item = (GuestAddress, usize)>,
+    aligned: bool,
 ) -> Result<GuestMemoryMmap, MemoryError> {
     let bytes = file.metadata().map_err(MemoryError::FileSize)?.len();
     if bytes != u64::from(mib) << 20 {
@@ -73,14 +123,16 @@ fn map_file(
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, len) in ranges {
-        let region = if shared {
-            let file = file.try_clone().map_err(MemoryError::File)?;
-            let from = FileOffset::new(file, offset);
-            let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
-            MmapRegion::build(Some(from), len, libc::PROT_READ | libc::PROT_WRITE, flags)
-                .map_err(|error| MemoryError::File(io::Error::other(error)))?
-        } else {
-            map_copy(&file, offset, len, page_by_page)?
+        let region = match (shared, aligned) {
+            (true, true) => aligned::map(len, Some((&file, offset))).map_err(MemoryError::File)?,
+            (true, false) => {
+                let file = file.try_clone().map_err(MemoryError::File)?;
+                let from = FileOffset::new(file, offset);
+                let flags = libc::MAP_NORESERVE | libc::MAP_SHARED;
+                MmapRegion::build(Some(from), len, libc::PROT_READ | libc::PROT_WRITE, flags)
+                    .map_err(|error| MemoryError::File(io::Error::other(error)))?
+            }
+            (false, _) => map_copy(&file, offset, len, aligned, page_by_page)?,
         };
         offset += len as u64;
         let region = GuestRegionMmap::new(region, start);
@@ -91,11 +143,21 @@ fn map_file(
 
 /// Maps a part of a file so that what is written stays here. Where the file has nothing, neither has the mapping: a page
 /// there comes from nowhere, as in a machine that boots, and not from a page of zeroes that the file is given first.
-fn map_copy(file: &File, offset: u64, len: usize, page_by_page: bool) -> Result<MmapRegion, MemoryError> {
+fn map_copy(
+    file: &File,
+    offset: u64,
+    len: usize,
+    aligned: bool,
+    page_by_page: bool,
+) -> Result<MmapRegion, MemoryError> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_NORESERVE | libc::MAP_PRIVATE;
-    let region = MmapRegion::build(None, len, access, flags | libc::MAP_ANONYMOUS)
-        .map_err(|error| MemoryError::File(io::Error::other(error)))?;
+    let region = if aligned {
+        aligned::map(len, None).map_err(MemoryError::File)?
+    } else {
+        MmapRegion::build(None, len, access, flags | libc::MAP_ANONYMOUS)
+            .map_err(|error| MemoryError::File(io::Error::other(error)))?
+    };
     let mut of_file = Vec::new();
     for extent in extents(file, offset..offset + len as u64).map_err(MemoryError::File)? {
         let start = (extent.start - offset) as usize;
@@ -218,6 +280,68 @@ mod tests {
                 mib: MIB
             })
         ));
+    }
+
+    /// Kibibytes of huge pages under an address (proc_pid_smaps(5)), and whether they are asked for or forbidden there.
+    fn huge_pages_at(address: *const u8) -> (u64, Vec<String>) {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (mut inside, mut kib) = (false, 0);
+        for line in smaps.lines() {
+            let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
+            if let Some((start, end)) = first.split_once('-') {
+                let bound = |text| u64::from_str_radix(text, 16).unwrap();
+                inside = (bound(start)..bound(end)).contains(&(address as u64));
+            } else if inside && matches!(first, "AnonHugePages:" | "ShmemPmdMapped:") {
+                kib += rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+            } else if inside && first == "VmFlags:" {
+                let flags = rest.split_whitespace().map(str::to_owned);
+                return (
+                    kib,
+                    flags
+                        .filter(|flag| ["hg", "nh"].contains(&flag.as_str()))
+                        .collect(),
+                );
+            }
+        }
+        panic!("nothing is mapped at {address:p}");
+    }
+
+    #[test]
+    fn memory_is_of_the_pages_that_were_asked_for() {
+        let bytes = u64::from(MIB) << 20;
+        let files: [fn(u64) -> Option<MemoryFile>; 3] = [
+            |_| None,
+            |bytes| {
+                let (file, shared) = (memory_file(bytes), true);
+                Some(memory_file_of(file, shared))
+            },
+            |bytes| {
+                let (file, shared) = (memory_file(bytes), false);
+                Some(memory_file_of(file, shared))
+            },
+        ];
+        for (number, file) in files.into_iter().enumerate() {
+            for (huge_pages, flags) in [
+                (HugePages::Host, &[][..]),
+                (HugePages::Never, &["nh"]),
+                (HugePages::Always, &["hg"]),
+            ] {
+                let memory = allocate_of(huge_pages, MIB, file(bytes)).unwrap();
+                let at = GuestAddress(8 << 20);
+                memory.write_obj(7u8, at).unwrap();
+                let host = memory.get_host_address(at).unwrap();
+                let (kib, found) = huge_pages_at(host);
+                assert_eq!(found, flags, "file {number}, {huge_pages:?}");
+                if huge_pages == HugePages::Always {
+                    assert_eq!(host as u64 % CHUNK_BYTES, 0);
+                }
+                if huge_pages == HugePages::Never {
+                    assert_eq!(kib, 0);
+                }
+                memory.write_obj(9u8, GuestAddress(bytes - 1)).unwrap();
+                assert_eq!(memory.read_obj::<u8>(at).unwrap(), 7);
+            }
+        }
     }
 
     proptest! {

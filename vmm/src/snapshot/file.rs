@@ -19,7 +19,7 @@ use super::{MachineState, SnapshotError};
 
 const MARK: [u8; 8] = *b"BERTHVMS";
 /// Version of the state. Any change of what is in it is a new one: the encoding does not describe itself.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 const HEADER_BYTES: usize = 16;
 /// Largest file. The state of 32 vCPUs has half a mebibyte.
 pub const MAX_STATE_BYTES: u64 = 4 << 20;

@@ -12,7 +12,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
-use berth_vmm::config::{CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, MachineConfig, StartConfig};
+use berth_vmm::config::{
+    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, HugePages, MachineConfig, StartConfig,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -128,6 +130,7 @@ impl Launch {
                 cmdline: "test".into(),
             },
             memory: None,
+            huge_pages: HugePages::Host,
             snapshot_fd: None,
             control_fd: keep(listener),
             exit_fd: Some(keep(exit.try_clone().unwrap().into())),

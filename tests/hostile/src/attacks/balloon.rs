@@ -1,12 +1,13 @@
 //! Attacks on balloons (virtio 1.3, 5.5.6).
 
 use super::Passed;
-use crate::machine::{DEVICES, DMA, ram_end, read, write};
+use crate::machine::{DEVICES, DMA, Random, ram_end, read, wait, write};
 use crate::virtio::*;
 
 const INFLATE: u32 = 0;
 const DEFLATE: u32 = 1;
-const REPORTING: u32 = 2;
+const STATISTICS: u32 = 2;
+const REPORTING: u32 = 3;
 
 fn run(queue: &mut Queue<'_>, address: u64, len: u32, flags: u16) -> Result<(), Passed> {
     queue.describe(0, Descriptor::new(address, len, flags, 0));
@@ -74,4 +75,69 @@ pub fn all_memory(device: &Device) -> Result<(), Passed> {
     }
     let mut reporting = device.queue(REPORTING);
     (0..20).try_for_each(|_| run(&mut reporting, from, (DMA.end - from) as u32, WRITE))
+}
+
+/// The same pages over and over, in one list and in chains as long as a queue.
+pub fn the_same_pages(device: &Device) -> Result<(), Passed> {
+    device.start(device.usual_features());
+    let page = BUFFERS + 0x10_0000;
+    (0..1024).for_each(|at| write(BUFFERS + 4 * at, (page / 4096) as u32));
+    for index in [INFLATE, DEFLATE] {
+        let mut queue = device.queue(index);
+        for round in 0..SIZE as u16 {
+            let (flags, next) = if round + 1 < SIZE as u16 {
+                (NEXT, round + 1)
+            } else {
+                (0, 0)
+            };
+            queue.describe(round, Descriptor::new(BUFFERS, 4096, flags, next));
+        }
+        for _ in 0..50 {
+            if queue.run(0) != Settled::Used {
+                return Err("a long request that it does not use");
+            }
+            write(page, !0_u64);
+        }
+    }
+    Ok(())
+}
+
+/// Statistics that nobody has asked for, of things that there are not, too long, and in more buffers than there should be; as
+/// far as the host asks, all are answers. And a balloon that is larger than memory.
+pub fn forged_statistics(device: &Device) -> Result<(), Passed> {
+    /// Cycles in which the host may ask.
+    const WHILE: u64 = 1 << 28;
+    let mut random = Random::new(7);
+    for round in 0..40 {
+        device.start(device.usual_features());
+        write(device.base + CONFIG + 4, random.one_of([0, 1, 0x1000, u32::MAX]));
+        let mut queue = device.queue(STATISTICS);
+        for head in 0..SIZE as u16 {
+            (0..200).for_each(|at| write(BUFFERS + 10 * at, random.below(20) as u16));
+            let address = random.one_of([
+                BUFFERS,
+                BUFFERS + 1,
+                ram_end() - 4,
+                ram_end(),
+                DEVICES.start,
+                !0 - 3,
+            ]);
+            let len = random.one_of([0, 1, 10, 160, 4096, u32::MAX]);
+            let flags = random.one_of([0, 0, 0, NEXT, WRITE, NEXT | WRITE]);
+            queue.describe(
+                head,
+                Descriptor::new(address, len, flags, (head + 1) % SIZE as u16),
+            );
+            queue.offer(head);
+            queue.kick();
+        }
+        if round % 2 == 0 {
+            wait(WHILE, || device.failed());
+        }
+        // What is outside of memory may be an answer, and no reason to stop.
+        if device.failed() {
+            return Err("statistics that it gives up for");
+        }
+    }
+    Ok(())
 }

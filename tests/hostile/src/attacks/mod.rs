@@ -78,6 +78,8 @@ const ATTACKS: &[Attack] = &[
     on(Kind::Vsock, "answers-nobody-takes", vsock::answers_nobody_takes),
     on(Kind::Balloon, "pages-that-are-not", balloon::pages_that_are_not),
     on(Kind::Balloon, "all-memory", balloon::all_memory),
+    on(Kind::Balloon, "the-same-pages", balloon::the_same_pages),
+    on(Kind::Balloon, "forged-statistics", balloon::forged_statistics),
 ];
 
 /// Runs the attacks named `name`, or all but the one named `without`, against the devices of one kind; says of each how it

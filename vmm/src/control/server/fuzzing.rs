@@ -15,7 +15,7 @@ impl ControlServer {
         for event in &events[..count] {
             match event.data() {
                 ENDING | LISTENER => {}
-                CONNECTED => self.answer_connected(machine),
+                ANSWERED => self.answer_waiting(machine),
                 client => self.on_client(client, event.event_set(), machine),
             }
         }

@@ -53,6 +53,23 @@ impl Controlled for Arc<FakeMachine> {
     fn set_limits(&self, device: &LimitedDevice, limits: Option<LimitsConfig>) -> Result<(), String> {
         Err(format!("{device:?} {limits:?}"))
     }
+    fn set_balloon(&self, target_mib: u32) -> Result<(), String> {
+        (target_mib < 64).then_some(()).ok_or("too much".into())
+    }
+    fn balloon(&self, wait: Duration, done: BalloonDone) {
+        match u64::try_from(wait.as_millis()).unwrap() {
+            0 => done(Err("there is none".into())),
+            // Never, and not even that is said.
+            1 => {}
+            // From another thread, as the device's is.
+            target_bytes => drop(std::thread::spawn(move || {
+                done(Ok(BalloonReport {
+                    target_bytes,
+                    ..BalloonReport::default()
+                }));
+            })),
+        }
+    }
     fn stop(&self) {
         self.ending.end(ExitReason::Stopped, None);
     }
@@ -142,6 +159,35 @@ impl Drop for Bench {
 
 fn outcome(client: &Client, command: Command) -> Outcome {
     client.request(command).unwrap().0
+}
+
+#[test]
+fn a_client_waits_for_the_guests_answer_and_others_do_not() {
+    let bench = Bench::new();
+    let (patient, other) = (bench.client(), bench.client());
+    let forgotten = patient.send(Command::Balloon { wait_ms: 1 }).unwrap();
+    let sent = other.send(Command::Balloon { wait_ms: 7 }).unwrap();
+    let report = BalloonReport {
+        target_bytes: 7,
+        ..BalloonReport::default()
+    };
+    assert_eq!(other.reply(sent).unwrap().0, Outcome::Balloon(report));
+    let error = |error: &str| Outcome::Error { error: error.into() };
+    assert_eq!(
+        patient.reply(forgotten).unwrap().0,
+        error("the guest was not waited for")
+    );
+    for (command, expected) in [
+        (Command::Balloon { wait_ms: 0 }, error("there is none")),
+        (
+            Command::Balloon { wait_ms: 10_001 },
+            error("wait_ms is 10001, more than 10000"),
+        ),
+        (Command::SetBalloon { target_mib: 63 }, Outcome::Done),
+        (Command::SetBalloon { target_mib: 64 }, error("too much")),
+    ] {
+        assert_eq!(patient.request(command).unwrap().0, expected);
+    }
 }
 
 #[test]

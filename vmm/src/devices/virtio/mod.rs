@@ -55,7 +55,7 @@ pub trait Interrupt: Send + Sync {
 /// What a device gets when the driver sets `DRIVER_OK`.
 pub struct Activation {
     pub memory: GuestMemoryMmap,
-    /// One for each entry of [`VirtioDevice::queue_sizes`], validated by the transport (`Queue::is_valid`).
+    /// As many of [`VirtioDevice::queue_sizes`] as [`VirtioDevice::queues_with`] says, validated by the transport (`Queue::is_valid`).
     pub queues: Vec<ActiveQueue>,
     pub interrupt: Arc<dyn Interrupt>,
     /// The feature bits that the driver accepted: a subset of those offered.
@@ -85,6 +85,10 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// The largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &[u16];
+    /// How many of the queues, from the first on, there are for a driver that accepted these features.
+    fn queues_with(&self, _features: u64) -> usize {
+        self.queue_sizes().len()
+    }
     /// Reads the device configuration. Whatever lies past its end reads as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the device configuration; a device without writable fields ignores it.
@@ -94,4 +98,23 @@ pub trait VirtioDevice: Send {
     /// The driver reset the device, or the machine ends or is written down: after this the device touches no guest memory.
     /// Returns how far it came in each queue; nothing if it was not active or a queue is broken.
     fn stop(&mut self) -> Vec<QueuePosition>;
+    /// What another device needs to go on in this one's place, beside features and queues.
+    fn state(&self) -> DeviceState {
+        DeviceState::Nothing
+    }
+    /// Takes over what another device left, before it is activated. False if it cannot be this device's.
+    fn restore(&mut self, state: DeviceState) -> bool {
+        state == DeviceState::Nothing
+    }
+}
+
+/// What a device leaves to the one that goes on in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    Nothing,
+    /// Pages of 4 KiB that the host wants to be in the balloon, and that the driver says are.
+    Balloon {
+        target_pages: u32,
+        actual_pages: u32,
+    },
 }

@@ -42,7 +42,7 @@ impl Stop {
         &self.event
     }
 
-    fn ask(&self) {
+    pub(super) fn ask(&self) {
         self.asked.store(true, Ordering::Release);
         // The counter of an event that is written once cannot overflow.
         let _ = self.event.write(1);
@@ -292,7 +292,8 @@ impl QueueService {
     }
 }
 
-fn drain(
+/// Serves what is in one queue, until `stop`.
+pub(super) fn drain(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
     interrupt: &dyn Interrupt,

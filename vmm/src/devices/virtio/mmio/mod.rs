@@ -5,6 +5,9 @@ mod pages;
 mod queue_setup;
 mod registers;
 mod state;
+
+#[cfg(test)]
+mod balloon_tests;
 #[cfg(test)]
 mod tests;
 
@@ -70,8 +73,9 @@ impl Interrupt for Shared {
     }
 
     fn signal_config(&self) {
-        let generation = self.page.get(CONFIG_GENERATION);
-        self.page.set(CONFIG_GENERATION, generation.wrapping_add(1));
+        self.page
+            .register(CONFIG_GENERATION)
+            .fetch_add(1u32.to_le(), Ordering::SeqCst);
         self.interrupt(CONFIG_INTERRUPT);
     }
 
@@ -148,6 +152,14 @@ impl MmioTransport {
         (0..)
             .zip(&state.kicks)
             .try_for_each(|(index, kick)| register(index, kick))
+    }
+
+    /// Shows the driver a configuration that the host has changed, and tells it if it is at work.
+    pub fn show_config(&self) {
+        self.state().publish_config(&self.shared.page);
+        if self.shared.status() & DRIVER_OK != 0 {
+            self.shared.signal_config();
+        }
     }
 
     /// Ends the device's work, as a driver's reset does.
@@ -313,8 +325,9 @@ impl State {
     /// Has the device go to work, from `positions` in its queues if it was at work before, on another machine.
     fn activate(&mut self, shared: &Arc<Shared>, positions: Option<&[QueuePosition]>) -> bool {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, (setup, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
+        let used = self.device.queues_with(self.driver_features);
+        let mut queues = Vec::with_capacity(used);
+        for (index, (setup, kick)) in self.queues.iter().zip(&self.kicks).enumerate().take(used) {
             let queue = if setup.ready {
                 setup.build(&self.memory)
             } else {

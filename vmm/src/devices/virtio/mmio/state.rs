@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::queue_setup::QueueSetup;
 use super::registers::*;
 use super::{Interrupt, MmioTransport, QueuePosition};
+use crate::devices::virtio::DeviceState;
 
 /// What of a device the driver knows or has set.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +21,7 @@ pub struct TransportState {
     queues: Vec<QueueSetup>,
     /// How far the device came in each queue; empty for one that was not at work.
     positions: Vec<QueuePosition>,
+    own: DeviceState,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +36,8 @@ pub enum TransportStateError {
     Features { device: u32, missing: u64 },
     #[error("the queues of the device of type {0} are not this one's")]
     Queues(u32),
+    #[error("the device of type {0} was in a state in which this one cannot be")]
+    State(u32),
     #[error("the device of type {0} cannot go on")]
     Activate(u32),
 }
@@ -48,7 +52,8 @@ impl MmioTransport {
         let status = page.get(STATUS);
         let at_work = status & DRIVER_OK != 0;
         let broken = status & (FAILED | DEVICE_NEEDS_RESET) != 0;
-        if broken || at_work && positions.len() != state.queues.len() {
+        let used = state.device.queues_with(state.driver_features);
+        if broken || at_work && positions.len() != used {
             return Err(TransportStateError::Broken(device));
         }
         Ok(TransportState {
@@ -62,6 +67,7 @@ impl MmioTransport {
             driver_features: state.driver_features,
             queues: state.queues.clone(),
             positions,
+            own: state.device.state(),
         })
     }
 
@@ -85,6 +91,9 @@ impl MmioTransport {
         let sizes = |queues: &[QueueSetup]| queues.iter().map(QueueSetup::max_size).collect::<Vec<_>>();
         if sizes(&then.queues) != sizes(&state.queues) {
             return Err(Error::Queues(device));
+        }
+        if !state.device.restore(then.own) {
+            return Err(Error::State(device));
         }
         state.queues.clone_from(&then.queues);
         state.queue_select = then.queue_select;
