@@ -20,7 +20,7 @@ mod task;
 
 /// What is said over the stream of a command ([`Runtime::execute`]).
 pub use berth_protocol as protocol;
-pub use machine::{Isolation, MachineOptions, Rates, UserRange};
+pub use machine::{Isolation, MOST_HUSKS, MachineOptions, Rates, UserRange};
 pub use runtime::{LogMatcher, Overcommit, Ratio, Runtime, RuntimeConfig, RuntimeError};
 pub use task::endpoint::EndpointCall;
 pub use task::host::{GuestStream, MachineMetrics};

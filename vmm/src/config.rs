@@ -3,6 +3,7 @@
 //! The parent opens everything, leaves the descriptors open across `exec`, and passes this structure as JSON on the
 //! descriptor named by `--config-fd`. The machine opens no path, before or after it starts.
 
+mod husk;
 mod limits;
 pub mod validate;
 mod working_set;
@@ -11,6 +12,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 
+pub use husk::{HandOver, HuskConfig, PlaceError};
 pub use limits::{LimitsConfig, LimitsError, RateConfig};
 pub use working_set::{PAGE_BYTES, PageRange, WorkingSet};
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use berth_runtime::faults;
 use berth_runtime::image::PullBehavior;
-use berth_runtime::{Isolation, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange};
+use berth_runtime::{Isolation, MOST_HUSKS, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_dumpable;
@@ -82,6 +82,10 @@ pub(super) struct ServeArgs {
     /// `strict` boots a kernel for each
     #[arg(long, value_name = "KIND", default_value = "shared")]
     isolation: Isolation,
+    /// How many machines of each size that tasks of this daemon have had wait for the next one, which then starts sooner:
+    /// up to 8, of all sizes together as well, each some MEMORY; 0 is none. With `--isolation strict` there are none
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=MOST_HUSKS as i64))]
+    waiting_machines: u8,
     /// Most network of a task for each of its vCPUs, in Mbit/s each way; 0 is no limit
     #[arg(long, value_name = "N", default_value_t = Rates::default().network_mbit)]
     network_mbit: u32,
@@ -155,6 +159,7 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         machines: MachineOptions {
             users: args.machine_users,
             isolation: args.isolation,
+            waiting: args.waiting_machines.into(),
             rates: Rates {
                 network_mbit: args.network_mbit,
                 disk_mb: args.disk_mb,
@@ -176,7 +181,8 @@ pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let app = Arc::new(App::new(runtime, args.account_id, args.region, credentials));
     tokio::spawn(crate::endpoint::serve(Arc::clone(&app)));
     output::print(&format!("berth: listening on http://{address}\n"))?;
-    crate::server::serve(listener, app, shutdown).await;
+    crate::server::serve(listener, Arc::clone(&app), shutdown).await;
+    app.runtime.close().await;
     Ok(())
 }
 
