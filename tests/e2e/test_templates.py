@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import host
-import pytest
 import test_volumes as volumes
 from tasks import ROLE, eni, task_id
 
@@ -27,22 +26,6 @@ def words(tasks, task):
     lines = tasks.wait_for_output(task, "reached").splitlines()
     now, boot_id, uuid, mac, disk = lines[:5]
     return {"now": int(now), "boot id": boot_id, "uuid": uuid, "mac": mac, "disk": int(disk.split()[1])}
-
-
-@pytest.fixture
-def daemon_with(daemon):
-    """Starts the daemon anew with more options, without any template; after the test as it was."""
-    usual = daemon.arguments
-
-    def restart(*options):
-        assert daemon.stop() == 0
-        daemon.arguments = daemon.arguments_without("isolation") + list(options)
-        daemon.start()
-
-    yield restart
-    assert daemon.stop() == 0
-    daemon.arguments = usual
-    daemon.start()
 
 
 def test_clones_of_a_template_are_each_themselves(images, daemon_with, daemon, tasks):
@@ -78,7 +61,8 @@ def test_strict_isolation_boots_every_task(images, daemon_with, daemon, tasks):
 
 
 def test_a_task_boots_where_its_clone_cannot_start(images, daemon_with, daemon, tasks):
-    daemon_with()
+    # What waits has read the state already.
+    daemon_with("--waiting-machines=0")
     definition = tasks.define(images.busybox, "echo up; sleep 3600", **SIZE)
     tasks.stop(tasks.wait(tasks.run(definition), "RUNNING"))
     daemon.wait_for_template(SHAPE)

@@ -44,10 +44,12 @@ fn main() -> ExitCode {
     let done = match arguments[..] {
         ["--version"] => print(concat!("berth-vmm ", env!("CARGO_PKG_VERSION"))),
         ["--help"] => print(HELP),
-        ["--config-fd", number] => descriptor(number)
-            .and_then(|fd| run(fd, started, Machine::run, std::convert::identity)),
-        ["--husk-config-fd", number] => descriptor(number)
-            .and_then(|fd| run_husk(fd, Machine::run, std::convert::identity)),
+        ["--config-fd", number] => {
+            descriptor(number).and_then(|fd| run(fd, started, Machine::run, std::convert::identity))
+        }
+        ["--husk-config-fd", number] => {
+            descriptor(number).and_then(|fd| run_husk(fd, Machine::run, std::convert::identity))
+        }
         #[cfg(feature = "jail-probes")]
         [part, number, "--probe", ref probe @ ..] => probing::run(part, number, started, probe),
         _ => Err("cannot understand the arguments; see berth-vmm --help".into()),

@@ -13,7 +13,9 @@ use std::time::Duration;
 use anyhow::Context;
 use berth_runtime::faults;
 use berth_runtime::image::PullBehavior;
-use berth_runtime::{Isolation, MOST_HUSKS, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange};
+use berth_runtime::{
+    Isolation, MOST_HUSKS, MachineOptions, Overcommit, Rates, Ratio, Runtime, RuntimeConfig, UserRange,
+};
 use clap::Args;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::prctl::set_dumpable;

@@ -123,7 +123,11 @@ impl Drop for Husk {
 fn sockets() -> nix::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
+    setsockopt(
+        &ours,
+        sockopt::ReceiveTimeout,
+        &TimeVal::seconds(PATIENCE_SECONDS),
+    )?;
     Ok((ours, theirs))
 }
 

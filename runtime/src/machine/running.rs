@@ -266,7 +266,11 @@ pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
         .and_then(|json| serde_json::from_slice::<ExitReport>(&json).ok());
     let Some(report) = report else {
         let said = last_bytes(&dir.join(LOG_FILE)).unwrap_or_default();
-        let details: Vec<String> = status.map(str::to_owned).into_iter().chain(last_line(&said)).collect();
+        let details: Vec<String> = status
+            .map(str::to_owned)
+            .into_iter()
+            .chain(last_line(&said))
+            .collect();
         let details = if details.is_empty() {
             String::new()
         } else {

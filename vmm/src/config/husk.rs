@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::validate::ConfigError;
 use super::{
-    DriveConfig, JailConfig, LimitsConfig, MachineConfig, MemoryConfig, NetConfig,
-    StartConfig, VsockConfig, WorkingSet,
+    DriveConfig, JailConfig, LimitsConfig, MachineConfig, MemoryConfig, NetConfig, StartConfig, VsockConfig,
+    WorkingSet,
 };
 
 /// The first part: a husk of a machine that goes on from a snapshot. As JSON on the descriptor named by `--husk-config-fd`.
@@ -238,7 +238,10 @@ mod tests {
             wrong.numbered(&list)
         };
         assert_eq!(wrong(|rest| rest.control_fd = 5), Err(PlaceError::Nowhere(5, 5)));
-        assert_eq!(wrong(|rest| rest.control_fd = -1), Err(PlaceError::Nowhere(-1, 5)));
+        assert_eq!(
+            wrong(|rest| rest.control_fd = -1),
+            Err(PlaceError::Nowhere(-1, 5))
+        );
         // That of the log.
         assert_eq!(wrong(|rest| rest.control_fd = 0), Err(PlaceError::Nowhere(0, 5)));
         assert_eq!(wrong(|rest| rest.log_fd = None), Err(PlaceError::Unused(1)));

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
 
+pub use self::core::Core;
 use crate::arch::boot::BootError;
 use crate::arch::layout;
 use crate::arch::state::{Saveable, StateError};
@@ -40,7 +41,6 @@ use crate::snapshot::{SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
 use assembly::{Assembly, InterruptLines};
 use controlled::{ControlledMachine, SnapshotWriter};
-pub use self::core::Core;
 use limits::DeviceLimits;
 
 #[derive(Debug, thiserror::Error)]
@@ -252,7 +252,6 @@ impl Core {
             _memory: memory,
         })
     }
-
 }
 
 impl Machine {
