@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn it_is_quiet_some_time_after_the_last_start() {
         let husks = Husks::new(1);
         let started = Instant::now();
