@@ -123,6 +123,12 @@ points! {
     TemplateOnTrial = "template-on-trial",
     /// It stood its trial, and no task can start from it yet.
     TemplateTried = "template-tried",
+    /// A husk is there and ready, and no task can have it yet.
+    HuskReady = "husk-ready",
+    /// A husk is in the control group of the task whose machine it is to be, and does not know of it.
+    HuskMoved = "husk-moved",
+    /// It goes on as the task's machine, and no file says so.
+    HuskTold = "husk-told",
 }
 
 impl Point {

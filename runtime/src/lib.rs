@@ -22,7 +22,7 @@ mod task;
 pub use berth_protocol as protocol;
 pub use berth_vmm::config::HugePages;
 pub use berth_vmm::control::{BalloonReport, MemoryStatistics};
-pub use machine::{DriveEngine, MachineOptions, Rates, UserRange};
+pub use machine::{DriveEngine, MOST_HUSKS, MachineOptions, Rates, UserRange};
 pub use model::isolation::Isolation;
 pub use runtime::{LogMatcher, Overcommit, Ratio, Runtime, RuntimeConfig, RuntimeError};
 pub use task::endpoint::EndpointCall;

@@ -86,6 +86,7 @@ def daemon(images, private_registry):
     for kind in ["mounts", "loop devices", "control groups", "machines", "machine folders"]:
         kept = [line for line in after[kind] if line not in before[kind] and not line.startswith("/run/netns")]
         assert not kept, f"{kind} left behind: {kept}"
+    assert host.husks() == {}
     shutil.rmtree(product.SCRATCH, ignore_errors=True)
 
 
@@ -119,6 +120,22 @@ def running(daemon):
         daemon.kill()
         pytest.fail(f"the daemon does not answer ({silence}) and was killed; its threads were\n{threads}")
     return daemon
+
+
+@pytest.fixture
+def daemon_with(daemon):
+    """Starts the daemon anew with more options, without any template; after the test as it was."""
+    usual = daemon.arguments
+
+    def restart(*options):
+        assert daemon.stop() == 0
+        daemon.arguments = daemon.arguments_without("isolation") + list(options)
+        daemon.start()
+
+    yield restart
+    assert daemon.stop() == 0
+    daemon.arguments = usual
+    daemon.start()
 
 
 @pytest.fixture

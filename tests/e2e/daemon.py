@@ -29,6 +29,8 @@ ACCOUNT = "123456789012"
 START_SECONDS = 120
 STOP_SECONDS = 60
 OVERCOMMIT_CPU = 16
+# Tests wait for what is said of husks.
+LOGGED = "info,berth_runtime::machine=debug"
 
 
 class Daemon:
@@ -52,7 +54,7 @@ class Daemon:
 
     def start(self, faults=""):
         """Starts it and returns once it says that it listens. `faults` arms fault points (docs/architecture.md)."""
-        environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", "info"), "RUST_BACKTRACE": "1"}
+        environment = {**os.environ, "RUST_LOG": os.environ.get("RUST_LOG", LOGGED), "RUST_BACKTRACE": "1"}
         environment["BERTH_FAULTS"] = faults
         with open(self.log, "ab") as log:
             self._log_start = log.tell()
@@ -146,6 +148,13 @@ class Daemon:
         deadline = time.monotonic() + START_SECONDS
         while f'a template is ready template="{shape}' not in self.said():
             assert time.monotonic() < deadline, f"no template:\n{self.tail()}"
+            time.sleep(0.2)
+
+    def wait_for_husks(self, count):
+        """Returns once this daemon has made so many husks."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.said().count("a husk waits") < count:
+            assert time.monotonic() < deadline, f"not {count} husks:\n{self.tail()}"
             time.sleep(0.2)
 
     def said(self):

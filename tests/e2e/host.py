@@ -59,14 +59,27 @@ def machines():
     return sorted(found)
 
 
+def husks():
+    """Control groups of machines that wait for a task, and the processes of each. They come and go beside all tasks."""
+    return {group.name: _processes(group) for group in CGROUP.glob("husk-*/")}
+
+
+def _processes(group):
+    try:
+        return [int(line) for line in (group / "cgroup.procs").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
 def cgroups():
     """The tasks that have a control group."""
-    return sorted(path.name for path in CGROUP.glob("*/")) if CGROUP.is_dir() else []
+    return sorted(path.name for path in CGROUP.glob("*/") if not path.name.startswith("husk-")) if CGROUP.is_dir() else []
 
 
 def snapshot(data_dir):
     """Everything on this host that a task could leave behind."""
     namespaces = network_namespaces()
+    waiting = {process for processes in husks().values() for process in processes}
     return {
         "network namespaces": namespaces,
         "links": {namespace or "host": links(namespace) for namespace in [None, *namespaces]},
@@ -74,7 +87,7 @@ def snapshot(data_dir):
         "mounts": sorted(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()),
         "loop devices": _lines("losetup", "--noheadings", "--list", "--output", "NAME,BACK-FILE"),
         "control groups": cgroups(),
-        "machines": machines(),
+        "machines": [machine for machine in machines() if machine not in waiting],
         "machine folders": sorted(path.name for path in (data_dir / "machines").glob("*")),
     }
 
@@ -101,7 +114,7 @@ def wait_for_no_difference(before, data_dir, seconds=60):
 
 def machine_of(task_id):
     """The process id of a task's machine, by its control group."""
-    processes = [int(line) for line in (CGROUP / task_id / "cgroup.procs").read_text().split()]
+    processes = _processes(CGROUP / task_id)
     machines_of_task = [pid for pid in processes if pid in machines()]
     assert len(machines_of_task) == 1, f"task {task_id} has the processes {processes}"
     return machines_of_task[0]

@@ -19,7 +19,7 @@ from tasks import ROLE, START_SECONDS, STOP_SECONDS, Tasks, container, task_id
 from test_templates import is_clone
 
 # The names of points that not every task comes by begin so; they have tests of their own.
-APART = ("secrets-", "volume-", "template-")
+APART = ("secrets-", "volume-", "template-", "husk-")
 OF_A_DELETION = ["volume-deletion-stored", "volume-disk-removed"]
 DEATH = re.compile(r'a fault point kills the daemon point="([a-z-]+)"')
 # From a fault to the end of the process.
@@ -346,6 +346,30 @@ def test_a_template_that_is_cut_off_is_gone_with_the_next_daemon(images, tasks, 
     task = tasks.wait(tasks.run(definition), "RUNNING")
     assert is_clone(task)
     assert_whole(sharing, tasks.wait(task, "STOPPED"), output, before)
+
+
+def test_a_husk_is_one_machine_or_none_wherever_the_daemon_dies(images, tasks, sharing):
+    script, output = numbered(8)
+    definition = tasks.define(images.busybox, script, stopTimeout=2)
+    before = host.snapshot(sharing.data_dir)
+    using = points("husk-")
+    assert len(using) > 2
+    sharing.stop()
+    for point in using:
+        sharing.start(f"{point}=kill")
+        task = Tasks(sharing, tasks.network).run(definition)
+        if point != "husk-ready":
+            sharing.wait_for_husks(1)
+            ended = Tasks(sharing, tasks.network).wait(task, "STOPPED")
+            assert container(ended)["exitCode"] == 5
+            task = Tasks(sharing, tasks.network).run(definition)
+        assert death(sharing, START_SECONDS) == point
+        sharing.start()
+        assert host.husks() == {}
+        ended = Tasks(sharing, tasks.network).wait(task, "STOPPED")
+        assert_whole(sharing, ended, output, before)
+        sharing.stop()
+        assert host.husks() == {}
 
 
 def test_a_template_that_finds_no_room_is_none(images, tasks, sharing):

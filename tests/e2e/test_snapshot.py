@@ -2,18 +2,23 @@
 comes twice."""
 
 import os
+import re
 import select
 import time
 import zlib
+from pathlib import Path
 
 import pytest
+from husk import Husk
 from initrd import initrd
-from vmm import Machine, Snapshot
+from vmm import JAIL, Machine, Snapshot
 
 CMDLINE = "console=ttyS0 quiet loglevel=1 panic=-1 pci=off berth.guest=1"
 PATIENCE = 120
 CLONES = 200
 ROUNDS = 20
+# How long a husk waits, and then its guest's time is compared.
+WAITING, COMPARED = 30, 10
 
 # What time it is, and a number that nobody else may ever get.
 TELLS = """\
@@ -96,6 +101,32 @@ def machine():
 
 
 @pytest.fixture
+def husk():
+    """Starts husks, and ends them with the test."""
+    husks = []
+
+    def start(*args, **kwargs):
+        husks.append(Husk(*args, **kwargs))
+        return husks[-1]
+
+    yield start
+    for husk in husks:
+        husk.close()
+
+
+@pytest.fixture
+def told(machine, snapshot):
+    """A snapshot of a guest that tells its time, and the last time that it told."""
+    files = snapshot(128)
+    first = machine(CMDLINE, snapshot=files, initrd=initrd("tells", TELLS), serial=True, jailed=True)
+    lines = Lines(first)
+    for _ in range(3):
+        last, _ = lines.tick()
+    first.take_snapshot()
+    return files, last
+
+
+@pytest.fixture
 def snapshot():
     snapshots = []
 
@@ -164,3 +195,74 @@ def test_a_paused_machine_stands_still_and_its_clock_does_not_run_backwards(mach
             now, _ = lines.tick()
             assert now >= before
             before = now
+
+
+def test_no_time_passes_in_a_husk_that_waits(husk, told):
+    files, last = told
+    waiting = husk(files)
+    time.sleep(WAITING)
+    waiting.go_on()
+    lines = Lines(waiting)
+    first, _ = lines.tick()
+    passed = time.monotonic() - waiting.started
+    # It may have told one more time before it was written down.
+    assert last <= first < last + passed + 1
+    now, begun = first, time.monotonic()
+    while time.monotonic() < begun + COMPARED:
+        before, (now, _) = now, lines.tick()
+        assert now >= before, f"time ran backwards, from {before} to {now}"
+    assert abs((now - first) - (time.monotonic() - begun)) < COMPARED / 10
+    assert waiting.said() == ("", "")
+
+
+def test_a_husk_that_nobody_wants_ends_quietly(husk, told):
+    files, _ = told
+    waiting = husk(files)
+    waiting.parent.close()
+    assert waiting.process.wait(timeout=PATIENCE) == 0
+    assert waiting.said() == ("", "")
+
+
+def test_a_husk_is_in_its_jail_and_shuts_it_when_it_goes_on(husk, told):
+    files, _ = told
+    waiting = husk(files)
+    seen = Path(f"/proc/{waiting.process.pid}")
+
+    def status(name):
+        return {re.search(rf"{name}:\s+(.*)", (task / "status").read_text())[1] for task in (seen / "task").iterdir()}
+
+    users = {"\t".join([str(JAIL["uid"])] * 4)}
+    for _ in range(2):
+        assert status("Uid") == users and status("NoNewPrivs") == {"1"} and status("CapEff") == {"0" * 16}
+        assert os.listdir(seen / "root") == []
+        if status("Seccomp") == {"0"}:
+            waiting.go_on()
+            Lines(waiting).tick()
+    assert status("Seccomp") == {"2"}
+    # Of the files that it has none is larger than a state may be.
+    assert re.search(r"Max file size\s+(\d+)\s+(\d+)", (seen / "limits").read_text()).groups() == ("4194304",) * 2
+
+
+def test_what_a_husk_cannot_be_it_refuses_and_says_why(husk, told):
+    files, _ = told
+    pipe, _writer = os.pipe()
+    drive = {"id": "disk0", "fd": 4, "read_only": True}
+    refused = {
+        "unknown field `kvm_fd`": ({"kvm_fd": 4}, [pipe]),
+        "descriptor 4 of 4 is named": ({"drives": [drive]}, []),
+        "descriptor 1 of 4 is named": ({"drives": [{**drive, "fd": 1}]}, []),
+        "1 of the descriptors are not named": ({}, [pipe]),
+        "drive id \"\" is not": ({"drives": [{**drive, "id": ""}]}, [pipe]),
+        "the drive \"disk0\" is descriptor": ({"drives": [drive]}, [pipe]),
+        "control_fd is descriptor": ({"control_fd": 4, "drives": [{**drive, "fd": 1}]}, [pipe]),
+        "the snapshot's machine has 1 virtio devices, and this one 2": ({"balloon": True}, []),
+    }
+    for why, (changes, more) in refused.items():
+        waiting = husk(files)
+        waiting.go_on(more, **changes)
+        assert waiting.process.wait(timeout=PATIENCE) == 1, why
+        assert why in "".join(waiting.said()), waiting.said()
+    # What fails behind the hand-over is in the report as well.
+    assert why in waiting.report()["detail"]
+    os.close(pipe)
+    os.close(_writer)

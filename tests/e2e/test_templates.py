@@ -31,22 +31,6 @@ def words(tasks, task):
 
 
 @pytest.fixture
-def daemon_with(daemon):
-    """Starts the daemon anew with more options, without any template; after the test as it was."""
-    usual = daemon.arguments
-
-    def restart(*options):
-        assert daemon.stop() == 0
-        daemon.arguments = daemon.arguments_without("isolation") + list(options)
-        daemon.start()
-
-    yield restart
-    assert daemon.stop() == 0
-    daemon.arguments = usual
-    daemon.start()
-
-
-@pytest.fixture
 def tasks_of(daemon, tasks):
     """The tasks of other clusters. Those that a test leaves are stopped after it, and the clusters deleted."""
     clusters = set()
@@ -144,7 +128,8 @@ def test_a_cluster_chooses_strict_isolation_for_its_tasks(images, daemon_with, d
 
 
 def test_a_task_boots_where_its_clone_cannot_start(images, daemon_with, daemon, tasks):
-    daemon_with()
+    # What waits has read the state already.
+    daemon_with("--waiting-machines=0")
     definition = tasks.define(images.busybox, "echo up; sleep 3600", **SIZE)
     tasks.stop(tasks.wait(tasks.run(definition), "RUNNING"))
     daemon.wait_for_template(SHAPE)

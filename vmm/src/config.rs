@@ -4,6 +4,7 @@
 //! descriptor named by `--config-fd`. The machine opens no path, before or after it starts.
 
 mod huge_pages;
+mod husk;
 mod limits;
 pub mod validate;
 mod working_set;
@@ -14,6 +15,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use huge_pages::{BadHugePages, HugePages};
+pub use husk::{HandOver, HuskConfig, PlaceError};
 pub use limits::{LimitsConfig, LimitsError, RateConfig};
 pub use working_set::{PAGE_BYTES, PageRange, WorkingSet};
 

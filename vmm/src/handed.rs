@@ -7,9 +7,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::{SockType, UnixAddr, getpeername, getsockopt, sockopt};
 
-use crate::config::{MachineConfig, StartConfig, WorkingSet};
+use crate::config::{HuskConfig, MachineConfig, StartConfig, WorkingSet};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
@@ -29,12 +29,24 @@ pub enum HandedError {
     },
 }
 
-/// Everything that a machine was handed. Vectors are in the order of the configuration.
+/// Everything that a machine was handed.
 #[derive(Debug)]
 pub struct Handed {
+    pub core: Core,
+    pub rest: Rest,
+}
+
+/// What a machine is made of before it has devices.
+#[derive(Debug)]
+pub struct Core {
     pub kvm: OwnedFd,
     pub start: Start,
     pub memory: Option<File>,
+}
+
+/// What it is given besides. Vectors are in the order of the configuration.
+#[derive(Debug)]
+pub struct Rest {
     pub snapshot: Option<File>,
     pub control: OwnedFd,
     pub exit: Option<File>,
@@ -66,7 +78,31 @@ impl Handed {
         let mut taken = Taken::default();
         // SAFETY: the caller promises that nobody else owns the descriptors; `Taken` hands out each number once.
         let mut take = |what: String, fd| unsafe { taken.take(what, fd) };
+        Ok(Self {
+            core: Core::take_by(&mut take, config)?,
+            rest: Rest::take_by(&mut take, config)?,
+        })
+    }
+}
 
+impl Core {
+    /// Takes every descriptor that `config` names; the second is its connection to its parent.
+    ///
+    /// # Safety
+    /// As for [`Handed::take`].
+    pub unsafe fn take(config: &HuskConfig) -> Result<(Self, OwnedFd), HandedError> {
+        let mut taken = Taken::default();
+        // SAFETY: as in `Handed::take`.
+        let mut take = |what: String, fd| unsafe { taken.take(what, fd) };
+        let core = Self::take_by(&mut take, &config.alone())?;
+        let parent = take("parent_fd".into(), config.parent_fd)?.seqpacket_connection()?;
+        Ok((core, parent))
+    }
+
+    fn take_by(
+        take: &mut impl FnMut(String, RawFd) -> Result<Claim, HandedError>,
+        config: &MachineConfig,
+    ) -> Result<Self, HandedError> {
         let kvm = take("kvm_fd".into(), config.kvm_fd)?;
         let start = match config.start {
             StartConfig::Boot {
@@ -88,9 +124,36 @@ impl Handed {
                 working_set: working_set.clone(),
             },
         };
+        let memory = config
+            .memory
+            .map(|memory| take("the memory".into(), memory.fd)?.regular_file())
+            .transpose()?;
+        Ok(Self {
+            kvm: kvm.fd,
+            start,
+            memory,
+        })
+    }
+}
+
+impl Rest {
+    /// Takes what `config` names and [`Core::take`] has not taken.
+    ///
+    /// # Safety
+    /// As for [`Handed::take`].
+    pub unsafe fn take(config: &MachineConfig) -> Result<Self, HandedError> {
+        let mut taken = Taken::default();
+        // SAFETY: as in `Handed::take`.
+        let mut take = |what: String, fd| unsafe { taken.take(what, fd) };
+        Self::take_by(&mut take, config)
+    }
+
+    fn take_by(
+        take: &mut impl FnMut(String, RawFd) -> Result<Claim, HandedError>,
+        config: &MachineConfig,
+    ) -> Result<Self, HandedError> {
         let mut regular_file =
             |what: &str, fd: Option<RawFd>| fd.map(|fd| take(what.into(), fd)?.regular_file()).transpose();
-        let memory = regular_file("the memory", config.memory.map(|memory| memory.fd))?;
         let snapshot = regular_file("snapshot_fd", config.snapshot_fd)?;
         let exit = regular_file("exit_fd", config.exit_fd)?;
         let control = take("control_fd".into(), config.control_fd)?.seqpacket_listener()?;
@@ -109,11 +172,7 @@ impl Handed {
             .serial_fd
             .map(|fd| take("serial_fd".into(), fd))
             .transpose()?;
-
         Ok(Self {
-            kvm: kvm.fd,
-            start,
-            memory,
             snapshot,
             control,
             exit,
@@ -122,6 +181,15 @@ impl Handed {
             serial: serial.map(|serial| serial.fd),
         })
     }
+}
+
+/// Takes the descriptor that is to be standard error.
+///
+/// # Safety
+/// As for [`Handed::take`].
+pub unsafe fn take_log(fd: RawFd) -> Result<File, HandedError> {
+    // SAFETY: as in `Handed::take`.
+    unsafe { Taken::default().take("log_fd".into(), fd) }?.regular_file()
 }
 
 #[derive(Default)]
@@ -199,6 +267,15 @@ impl Claim {
             Ok(self.fd)
         } else {
             Err(self.wrong_kind("a listening seqpacket socket"))
+        }
+    }
+
+    fn seqpacket_connection(self) -> Result<OwnedFd, HandedError> {
+        let seqpacket = getsockopt(&self.fd, sockopt::SockType) == Ok(SockType::SeqPacket);
+        if seqpacket && getpeername::<UnixAddr>(self.fd.as_raw_fd()).is_ok() {
+            Ok(self.fd)
+        } else {
+            Err(self.wrong_kind("a connected seqpacket socket"))
         }
     }
 }

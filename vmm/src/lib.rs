@@ -15,6 +15,7 @@ pub mod ending;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod handed;
+pub mod husk;
 pub mod jail;
 pub mod limits;
 pub mod machine;

@@ -13,7 +13,12 @@ use berth_vmm::machine::Machine;
 /// `--probe NAME --parent PID --kvm FD [--without-filters]`: runs the machine after trying one thing that its jail is there
 /// to prevent. `--without THREAD:CALL[:INDEX]`: with one rule of the filters left out. `--note FD`: notes in the file which
 /// rules are used.
-pub(super) fn run(config_fd: &str, started: Instant, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+pub(super) fn run(
+    part: &str,
+    config_fd: &str,
+    started: Instant,
+    arguments: &[&str],
+) -> Result<(), Box<dyn Error>> {
     let config_fd: RawFd = config_fd.parse()?;
     match *arguments {
         ["--probe", name, "--parent", parent, "--kvm", kvm, ref rest @ ..] => {
@@ -27,7 +32,12 @@ pub(super) fn run(config_fd: &str, started: Instant, arguments: &[&str]) -> Resu
                 Ok(()) => eprintln!("probe {name}: done"),
                 Err(error) => eprintln!("probe {name}: {error}"),
             };
-            super::run(config_fd, started, |machine| machine.run_once_closed(then), adapt)
+            let run = |machine: Machine| machine.run_once_closed(then);
+            match part {
+                "--config-fd" => super::run(config_fd, started, run, adapt),
+                "--husk-config-fd" => super::run_husk(config_fd, run, adapt),
+                _ => Err("cannot understand the configuration's part".into()),
+            }
         }
         ["--without", rule] => {
             let trial = Trial::without(rule).map_err(|error| format!("cannot leave out {rule}: {error}"))?;

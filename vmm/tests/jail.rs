@@ -5,17 +5,20 @@
 
 mod support;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use berth_vmm::config::{ExitReason, JailConfig, LimitsConfig, RateConfig};
+use berth_vmm::config::{
+    ExitReason, JailConfig, LimitsConfig, MemoryConfig, RateConfig, StartConfig, WorkingSet,
+};
 use berth_vmm::control::{Command, LimitedDevice, Outcome};
 use berth_vmm::jail::probes::ALL;
 use nix::sched::CloneFlags;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Uid;
 use support::{Ended, Launch, kvm_is_there};
 
@@ -26,6 +29,14 @@ const JAIL: JailConfig = JailConfig {
 };
 /// `mov dx, 0x600; mov al, 0x34; out dx, al; hlt; jmp` back: the guest powers off.
 const POWER_OFF: [u8; 10] = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4, 0xeb, 0xfd];
+/// Reads its generation id, says something, waits until the id is another, and powers off.
+const POWER_OFF_ELSEWHERE: [u8; 31] = [
+    0x8b, 0x1d, 0x00, 0xf0, 0x0f, 0x00, // mov ebx, [0xff000]
+    0x66, 0xba, 0xf8, 0x03, 0xb0, 0x41, 0xee, // mov dx, 0x3f8; mov al, 'A'; out dx, al
+    0x3b, 0x1d, 0x00, 0xf0, 0x0f, 0x00, 0x74, 0xf8, // cmp ebx, [0xff000]; je to it
+    0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, // power off
+    0xf4, 0xeb, 0xfd, // hlt; jmp to it
+];
 /// `jmp` to itself.
 const SPIN: [u8; 2] = [0xeb, 0xfe];
 
@@ -50,8 +61,20 @@ enum Around {
     WallsAndFilters,
 }
 
-fn probe(name: &str, around: Around) -> Ended {
+/// In a machine that boots, or in one that goes on from a snapshot in a process that had waited for it.
+fn probe(name: &str, around: Around, waited: Option<&Snapshot>) -> Ended {
     let mut launch = Launch::new(&POWER_OFF);
+    if let Some(snapshot) = waited {
+        launch.config.memory = Some(MemoryConfig {
+            fd: launch.keep_file(&snapshot.memory),
+            shared: false,
+            page_by_page: false,
+        });
+        launch.config.start = StartConfig::Restore {
+            state_fd: launch.keep_file(&snapshot.state),
+            working_set: WorkingSet::default(),
+        };
+    }
     let kvm = OpenOptions::new()
         .read(true)
         .write(true)
@@ -69,7 +92,43 @@ fn probe(name: &str, around: Around) -> Ended {
         Around::WallsAndFilters => launch.config.jail = Some(JAIL),
     }
     // What a probe mounts is not to stay on this machine.
-    launch.start_with(&arguments, CloneFlags::CLONE_NEWNS).wait()
+    if waited.is_some() {
+        launch.start_as_husk(&arguments, CloneFlags::CLONE_NEWNS).wait()
+    } else {
+        launch.start_with(&arguments, CloneFlags::CLONE_NEWNS).wait()
+    }
+}
+
+struct Snapshot {
+    state: File,
+    memory: File,
+}
+
+impl Snapshot {
+    fn take() -> Self {
+        let memory = File::from(memfd_create("memory", MFdFlags::MFD_CLOEXEC).unwrap());
+        memory.set_len(32 << 20).unwrap();
+        let state = tempfile::tempfile().unwrap();
+        let mut launch = Launch::new(&POWER_OFF_ELSEWHERE);
+        launch.config.memory = Some(MemoryConfig {
+            fd: launch.keep_file(&memory),
+            shared: true,
+            page_by_page: false,
+        });
+        launch.config.snapshot_fd = Some(launch.keep_file(&state));
+        let machine = launch.start();
+        let client = machine.client();
+        let said = || match client.request(Command::Metrics).unwrap().0 {
+            Outcome::Metrics(metrics) => metrics.exits_io > 0,
+            other => panic!("{other:?}"),
+        };
+        while !said() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(client.request(Command::Snapshot).unwrap().0, Outcome::Done);
+        machine.wait();
+        Self { state, memory }
+    }
 }
 
 fn succeeded(name: &str, ended: &Ended) -> bool {
@@ -79,13 +138,20 @@ fn succeeded(name: &str, ended: &Ended) -> bool {
     replaced || ended.stderr == format!("probe {name}: done\n") && ended.status.success()
 }
 
+/// Every probe, in a machine that boots and in one that has waited.
+fn each_way(snapshot: &Snapshot) -> impl Iterator<Item = (&'static str, Option<&Snapshot>)> {
+    let ways = [None, Some(snapshot)];
+    ways.into_iter()
+        .flat_map(|waited| ALL.map(|(name, _)| (name, waited)))
+}
+
 #[test]
 fn without_the_jail_every_probe_succeeds() {
     if !jails_can_be_made() {
         return;
     }
     for (name, _) in ALL {
-        let ended = probe(name, Around::Nothing);
+        let ended = probe(name, Around::Nothing, None);
         assert!(
             succeeded(name, &ended),
             "{name}: {:?}: {}",
@@ -100,8 +166,9 @@ fn the_walls_stop_what_reaches_for_the_host() {
     if !jails_can_be_made() {
         return;
     }
-    for (name, _) in ALL {
-        let ended = probe(name, Around::Walls);
+    let snapshot = Snapshot::take();
+    for (name, waited) in each_way(&snapshot) {
+        let ended = probe(name, Around::Walls, waited);
         assert_eq!(
             succeeded(name, &ended),
             !STOPPED_BY_WALLS.contains(&name),
@@ -118,8 +185,9 @@ fn the_filters_end_a_machine_that_tries_anything() {
     if !jails_can_be_made() {
         return;
     }
-    for (name, _) in ALL {
-        let ended = probe(name, Around::WallsAndFilters);
+    let snapshot = Snapshot::take();
+    for (name, waited) in each_way(&snapshot) {
+        let ended = probe(name, Around::WallsAndFilters, waited);
         if name == "nothing" {
             assert!(succeeded(name, &ended), "{:?}: {}", ended.status, ended.stderr);
             assert_eq!(

@@ -13,6 +13,7 @@ use berth_vmm::client::Client;
 use berth_vmm::config::{ExitReason, JailConfig, MemoryConfig, StartConfig, WorkingSet};
 use berth_vmm::control::{Command, Metrics, Outcome};
 use berth_vmm::snapshot::STATE_VERSION;
+use nix::sched::CloneFlags;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Uid;
 use support::{Ended, Launch, kvm_is_there};
@@ -118,6 +119,19 @@ fn many_machines_go_on_from_one_snapshot() {
     let machines: Vec<_> = (0..3).map(|_| snapshot.restore(false).start()).collect();
     for machine in machines {
         assert_went_on(&machine.wait());
+    }
+}
+
+#[test]
+fn husks_go_on_from_it_as_well() {
+    if !kvm_is_there() {
+        return;
+    }
+    let snapshot = Snapshot::new();
+    take(snapshot.of(Launch::new(&CONTINUED)));
+    let husks = (0..3).map(|_| snapshot.restore(false).start_as_husk(&[], CloneFlags::empty()));
+    for husk in husks.collect::<Vec<_>>() {
+        assert_went_on(&husk.wait());
     }
 }
 

@@ -160,6 +160,22 @@ impl Cgroup {
         }
     }
 
+    /// Has a process join, whichever group it is in. What memory it has stays charged where it was.
+    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
+        self.write("cgroup.procs", &pid.to_string())
+    }
+
+    /// Removes the group, there or not, in which no process is any more.
+    pub fn remove_empty(&self) -> Result<(), CgroupError> {
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CgroupError::Remove {
+                path: self.path.clone(),
+                source: error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     pub fn usage(&self) -> Result<Usage, CgroupError> {
         Ok(Usage {
             cpu_usec: self.entry("cpu.stat", "usage_usec")?,

@@ -85,3 +85,23 @@ async fn removing_what_is_not_there_is_no_error() {
     };
     groups.group("gone").unwrap().remove().await.unwrap();
 }
+
+#[test]
+fn an_empty_group_is_removed_and_one_that_is_gone_is_no_error() {
+    let mount = tempfile::tempdir().unwrap();
+    fake_group(mount.path(), "cpu io memory pids");
+    fake_group(&mount.path().join("berth"), "cpu io memory pids");
+    let groups = Cgroups::open_at(mount.path(), "berth").unwrap();
+    let group = groups.group("machine").unwrap();
+    group.remove_empty().unwrap();
+    fs::create_dir(mount.path().join("berth/machine")).unwrap();
+    // Stands for what the kernel refuses: the file is none of its.
+    fs::write(mount.path().join("berth/machine/cgroup.procs"), "").unwrap();
+    group.add(77).unwrap();
+    assert!(matches!(group.remove_empty(), Err(CgroupError::Remove { .. })));
+    let procs = mount.path().join("berth/machine/cgroup.procs");
+    assert_eq!(fs::read_to_string(&procs).unwrap(), "77");
+    fs::remove_file(procs).unwrap();
+    group.remove_empty().unwrap();
+    assert_eq!(groups.list().unwrap(), [""; 0]);
+}

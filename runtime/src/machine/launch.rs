@@ -1,5 +1,5 @@
 //! Starting a VMM: opens everything it may touch, puts it into its cgroup and a session of its own, and leaves it the
-//! descriptors and nothing else.
+//! descriptors and nothing else. Or hands them to one that waits (`husk`).
 
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -13,18 +13,20 @@ use std::sync::Arc;
 use std::thread;
 
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, DriveEngine, HugePages, JailConfig, MachineConfig, MemoryConfig, NetConfig,
-    StartConfig, VsockConfig, WorkingSet,
+    CONFIG_VERSION, DriveConfig, DriveEngine, HandOver, HugePages, JailConfig, MachineConfig, MemoryConfig,
+    NetConfig, StartConfig, VsockConfig, WorkingSet,
 };
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use serde::Serialize;
 
+use super::husk::Husk;
 use super::process;
 use super::rates::{self, Rates};
 use super::scratch::ScratchDisks;
 use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, USER_FILE, at, host_error};
-use crate::cgroup::{Caps, Cgroups};
+use crate::cgroup::{Caps, Cgroup, Cgroups};
 use crate::faults::{self, Point};
 use crate::network::MacAddr;
 use crate::task::host::{HostError, MachineSpec};
@@ -39,7 +41,7 @@ const VMM_ALLOWANCE_MIB: u64 = 24;
 const VMM_ALLOWANCE_FRACTION: u64 = 256;
 /// Threads of one VMM: its vCPUs, its devices and some.
 const VMM_PIDS: u32 = 128;
-const UNITS_PER_VCPU: u32 = 1024;
+pub(super) const UNITS_PER_VCPU: u32 = 1024;
 const GUEST_CID: u64 = 3;
 /// Quiet, no driver probing that a microVM needs not, a panic ends the machine.
 const KERNEL_ARGUMENTS: &str =
@@ -63,7 +65,6 @@ pub(super) struct Launch {
     pub rates: Rates,
     pub drive_engine: DriveEngine,
     pub huge_pages: HugePages,
-    pub start: Start,
     pub spec: Arc<MachineSpec>,
 }
 
@@ -74,13 +75,16 @@ pub(super) enum Start {
     /// The same, with its memory in a file, and to be written down.
     Template { memory: File, state: File },
     /// Where a template was written down.
-    Clone {
-        memory: File,
-        state: File,
-        working_set: WorkingSet,
-        /// It is to be seen which pages the machine touches.
-        trial: bool,
-    },
+    Clone(TemplateFiles),
+}
+
+/// What clones of a template start from.
+pub(super) struct TemplateFiles {
+    pub memory: File,
+    pub state: File,
+    pub working_set: WorkingSet,
+    /// It is to be seen which pages the machine touches.
+    pub trial: bool,
 }
 
 /// Guest memory for a task that paid for `task_mib`.
@@ -110,7 +114,30 @@ pub(super) fn machine_bytes(guest_mib: u32) -> u64 {
 
 impl Launch {
     /// The started VMM. Its folder holds its pid before this returns.
-    pub(super) fn run(self) -> Result<Child, HostError> {
+    pub(super) fn run(self, start: &Start) -> Result<Child, HostError> {
+        let group = self.prepare()?;
+        let mut handed = Handed::default();
+        let config = self.config(start, &mut handed)?;
+        let log = self.log()?;
+        let child = spawn(&self.binaries.vmm, "--config-fd", &config, handed, &group, log)?;
+        faults::pass(Point::MachineSpawned);
+        self.note(&child)?;
+        Ok(child)
+    }
+
+    /// The same with a VMM that waits, of a template of the spec's shape.
+    pub(super) fn adopt(self, husk: Husk) -> Result<Child, HostError> {
+        let group = self.prepare()?;
+        let mut handed = Handed::default();
+        let mut rest = self.rest(&mut handed)?;
+        rest.log_fd = Some(handed.take(self.log()?.into()));
+        let child = husk.go_on(&group, rest)?;
+        self.note(&child)?;
+        Ok(child)
+    }
+
+    /// A folder and a cgroup for the machine.
+    fn prepare(&self) -> Result<Cgroup, HostError> {
         // Whatever an earlier try left; its processes are in the cgroup.
         let group = self.cgroups.group(self.spec.task.as_str()).map_err(host_error)?;
         group.kill().map_err(host_error)?;
@@ -127,84 +154,86 @@ impl Launch {
         let user_file = self.dir.join(USER_FILE);
         fs::write(&user_file, format!("{}\n", self.user)).map_err(|error| at(&user_file, "write", &error))?;
         faults::pass(Point::MachineFolderMade);
-        let guest_mib = guest_mib(self.spec.memory_mib);
-        let caps = Caps {
-            cpu_units: self.spec.cpu_units,
-            memory_bytes: machine_bytes(guest_mib),
-            pids: VMM_PIDS,
-        };
+        let caps = caps(self.spec.cpu_units, self.spec.memory_mib);
         let group = self
             .cgroups
             .create(self.spec.task.as_str(), &caps)
             .map_err(host_error)?;
         faults::pass(Point::MachineGroupMade);
-        let mut handed = Handed::default();
-        let config = self.config(guest_mib, &mut handed)?;
-        let config_fd = handed.take(config_file(&config)?);
-        let log_path = self.dir.join(LOG_FILE);
-        let log = create(&log_path)?;
-        let join = group.procs_fd().map_err(host_error)?;
-        let mut command = Command::new(&self.binaries.vmm);
-        command
-            .arg("--config-fd")
-            .arg(config_fd.to_string())
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let fds: Vec<RawFd> = handed.0.iter().map(AsRawFd::as_raw_fd).collect();
-        let child = spawn(command, &join, fds).map_err(|error| at(&self.binaries.vmm, "start", &error))?;
-        faults::pass(Point::MachineSpawned);
-        process::write_pid_file(&self.dir.join(PID_FILE), child.id())?;
-        faults::pass(Point::MachineNoted);
-        Ok(child)
+        Ok(group)
     }
 
-    fn config(&self, guest_mib: u32, handed: &mut Handed) -> Result<MachineConfig, HostError> {
-        let spec = &self.spec;
-        let scratch = self
-            .scratch
-            .make(&self.dir.join(SCRATCH_FILE), spec.scratch_gib)?;
-        let file = |file: &File| {
-            let copy = file.try_clone();
-            copy.map_err(|error| HostError(format!("cannot hand on a template: {error}")))
-        };
+    fn log(&self) -> Result<File, HostError> {
+        create(&self.dir.join(LOG_FILE))
+    }
+
+    fn note(&self, child: &Child) -> Result<(), HostError> {
+        process::write_pid_file(&self.dir.join(PID_FILE), child.id())?;
+        faults::pass(Point::MachineNoted);
+        Ok(())
+    }
+
+    fn config(&self, start: &Start, handed: &mut Handed) -> Result<MachineConfig, HostError> {
         let mut memory = None;
         let mut snapshot_fd = None;
-        let start = match &self.start {
-            Start::Clone {
-                memory: of,
-                state,
-                working_set,
-                trial,
-            } => {
+        let start = match start {
+            Start::Clone(files) => {
                 memory = Some(MemoryConfig {
-                    fd: handed.take(file(of)?.into()),
+                    fd: handed.take(copy(&files.memory)?),
                     shared: false,
-                    page_by_page: *trial,
+                    page_by_page: files.trial,
                 });
                 StartConfig::Restore {
-                    state_fd: handed.take(file(state)?.into()),
-                    working_set: working_set.clone(),
+                    state_fd: handed.take(copy(&files.state)?),
+                    working_set: files.working_set.clone(),
                 }
             }
             booting => {
                 if let Start::Template { memory: of, state } = booting {
                     memory = Some(MemoryConfig {
-                        fd: handed.take(file(of)?.into()),
+                        fd: handed.take(copy(of)?),
                         shared: true,
                         page_by_page: false,
                     });
-                    snapshot_fd = Some(handed.take(file(state)?.into()));
+                    snapshot_fd = Some(handed.take(copy(state)?));
                 }
                 StartConfig::Boot {
                     kernel_fd: handed.take(open(&self.binaries.kernel, false)?.into()),
                     initrd_fd: Some(handed.take(open(&self.binaries.initrd, false)?.into())),
-                    cmdline: cmdline(guest_mib),
+                    cmdline: cmdline(guest_mib(self.spec.memory_mib)),
                 }
             }
         };
+        let rest = self.rest(handed)?;
+        Ok(MachineConfig {
+            version: CONFIG_VERSION,
+            vcpus: vcpus(self.spec.cpu_units)?,
+            memory_mib: guest_mib(self.spec.memory_mib),
+            kvm_fd: handed.take(kvm()?),
+            start,
+            memory,
+            huge_pages: self.huge_pages,
+            snapshot_fd,
+            control_fd: rest.control_fd,
+            exit_fd: rest.exit_fd,
+            drives: rest.drives,
+            nets: rest.nets,
+            vsock: rest.vsock,
+            balloon: rest.balloon,
+            entropy: rest.entropy,
+            entropy_limits: rest.entropy_limits,
+            serial_fd: rest.serial_fd,
+            serial_limits: rest.serial_limits,
+            jail: Some(jail(self.user)),
+        })
+    }
+
+    /// What only this task's machine has.
+    fn rest(&self, handed: &mut Handed) -> Result<HandOver, HostError> {
+        let spec = &self.spec;
+        let scratch = self
+            .scratch
+            .make(&self.dir.join(SCRATCH_FILE), spec.scratch_gib)?;
         let mut drives = Vec::new();
         for (id, path) in &spec.images {
             let fd = handed.take(open(path, false)?.into());
@@ -252,16 +281,8 @@ impl Launch {
             }
             None => Vec::new(),
         };
-        let vcpus = spec.cpu_units.div_ceil(UNITS_PER_VCPU).max(1);
-        Ok(MachineConfig {
-            version: CONFIG_VERSION,
-            vcpus: u8::try_from(vcpus).map_err(|_| HostError(format!("{vcpus} vCPUs are too many")))?,
-            memory_mib: guest_mib,
-            kvm_fd: handed.take(open(Path::new("/dev/kvm"), true)?.into()),
-            start,
-            memory,
-            huge_pages: self.huge_pages,
-            snapshot_fd,
+        Ok(HandOver {
+            log_fd: None,
             control_fd: handed.take(control_socket(&self.dir.join(CONTROL_SOCKET))?),
             exit_fd: Some(handed.take(create(&self.dir.join(EXIT_FILE))?.into())),
             drives,
@@ -272,27 +293,75 @@ impl Launch {
             entropy_limits: rates::entropy(),
             serial_fd: None,
             serial_limits: None,
-            jail: Some(JailConfig {
-                uid: self.user,
-                gid: self.user,
-            }),
         })
     }
 }
 
+/// Those of the machine of a task of this size.
+pub(super) fn caps(cpu_units: u32, task_mib: u32) -> Caps {
+    Caps {
+        cpu_units,
+        memory_bytes: machine_bytes(guest_mib(task_mib)),
+        pids: VMM_PIDS,
+    }
+}
+
+pub(super) fn vcpus(cpu_units: u32) -> Result<u8, HostError> {
+    let vcpus = cpu_units.div_ceil(UNITS_PER_VCPU).max(1);
+    u8::try_from(vcpus).map_err(|_| HostError(format!("{vcpus} vCPUs are too many")))
+}
+
+pub(super) fn jail(user: u32) -> JailConfig {
+    JailConfig { uid: user, gid: user }
+}
+
+pub(super) fn kvm() -> Result<OwnedFd, HostError> {
+    Ok(open(Path::new("/dev/kvm"), true)?.into())
+}
+
+/// A file of a template, for one more machine.
+fn copy(file: &File) -> Result<OwnedFd, HostError> {
+    let copy = file.try_clone().map(OwnedFd::from);
+    copy.map_err(|error| HostError(format!("cannot hand on a template: {error}")))
+}
+
 /// The descriptors that a VMM is handed; its numbers are the same as here.
 #[derive(Default)]
-struct Handed(Vec<OwnedFd>);
+pub(super) struct Handed(Vec<OwnedFd>);
 
 impl Handed {
-    fn take(&mut self, fd: OwnedFd) -> RawFd {
+    pub(super) fn take(&mut self, fd: OwnedFd) -> RawFd {
         let number = fd.as_raw_fd();
         self.0.push(fd);
         number
     }
 }
 
-fn spawn(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Child> {
+/// Starts a VMM in its cgroup, with this configuration, the descriptors that it names, and a file for what it has to say.
+pub(super) fn spawn(
+    vmm: &Path,
+    part: &str,
+    config: &impl Serialize,
+    mut handed: Handed,
+    group: &Cgroup,
+    log: File,
+) -> Result<Child, HostError> {
+    let config_fd = handed.take(config_file(config)?);
+    let join = group.procs_fd().map_err(host_error)?;
+    let mut command = Command::new(vmm);
+    command
+        .arg(part)
+        .arg(config_fd.to_string())
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    let fds: Vec<RawFd> = handed.0.iter().map(AsRawFd::as_raw_fd).collect();
+    fork(command, &join, fds).map_err(|error| at(vmm, "start", &error))
+}
+
+fn fork(mut command: Command, join: &OwnedFd, fds: Vec<RawFd>) -> io::Result<Child> {
     let join = join.as_raw_fd();
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe calls (write, setsid, close_range, fcntl) on
     // descriptors that are open until this function returns; it allocates nothing.
@@ -351,7 +420,7 @@ fn create(path: &Path) -> Result<File, HostError> {
     options.map_err(|error| at(path, "make", &error))
 }
 
-fn config_file(config: &MachineConfig) -> Result<OwnedFd, HostError> {
+fn config_file(config: &impl Serialize) -> Result<OwnedFd, HostError> {
     let failed = |error: io::Error| HostError(format!("cannot hand on the machine's configuration: {error}"));
     let name = CString::from(c"berth-config");
     let fd = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC).map_err(|error| failed(error.into()))?;

@@ -4,6 +4,8 @@
 //! `launch`, the writable disk in `scratch`, a running one in `running`.
 
 mod extents;
+mod husk;
+mod husks;
 mod launch;
 mod process;
 mod rates;
@@ -43,6 +45,8 @@ use crate::task::host::{
 };
 
 pub use berth_vmm::config::DriveEngine;
+use husks::Husks;
+pub use husks::MOST_HUSKS;
 pub use launch::Binaries;
 use launch::Start;
 pub use rates::Rates;
@@ -68,6 +72,8 @@ pub struct MachineOptions {
     pub users: UserRange,
     /// What tasks share with each other at most.
     pub isolation: Isolation,
+    /// How many of them wait, for each template, to be given their task; 0 to [`MOST_HUSKS`].
+    pub waiting: usize,
     /// How fast their devices are.
     pub rates: Rates,
     /// How the requests of their drives are carried out.
@@ -80,6 +86,7 @@ pub struct MachineOptions {
 pub struct LocalHost {
     starter: Starter,
     templates: Arc<Templates>,
+    husks: Arc<Husks>,
     network: Network,
     images: ImageStore,
     volumes: VolumeDisks,
@@ -88,6 +95,7 @@ pub struct LocalHost {
 }
 
 impl LocalHost {
+    /// Within a Tokio runtime.
     pub fn open(
         data_dir: &Path,
         binaries: Binaries,
@@ -101,18 +109,22 @@ impl LocalHost {
         let scratch = ScratchDisks::open(&data_dir.join("scratch"))?;
         let users = Arc::new(Users::open(options.users, &machines_dir)?);
         let templates = Arc::new(Templates::open(data_dir.join("templates"), options.isolation)?);
+        let starter = Starter {
+            machines_dir,
+            binaries,
+            cgroups,
+            scratch,
+            users,
+            rates: options.rates,
+            drive_engine: options.drive_engine,
+            huge_pages: options.huge_pages,
+        };
+        let husks = Arc::new(Husks::new(options.waiting));
+        tokio::spawn(Arc::clone(&husks).keep(Arc::clone(&templates), starter.clone()));
         Ok(LocalHost {
-            starter: Starter {
-                machines_dir,
-                binaries,
-                cgroups,
-                scratch,
-                users,
-                rates: options.rates,
-                drive_engine: options.drive_engine,
-                huge_pages: options.huge_pages,
-            },
+            starter,
             templates,
+            husks,
             network,
             images,
             volumes: VolumeDisks::open(data_dir.join("volumes"))?,
@@ -127,6 +139,11 @@ impl LocalHost {
     /// Removes every machine and cgroup that no task of `kept` owns.
     pub async fn remove_leftovers(&self, kept: &[TaskId]) -> Result<(), HostError> {
         let mut names = self.starter.cgroups.list().map_err(host_error)?;
+        // Husks of an earlier daemon have ended with it, or are about to: nobody may have their users before.
+        for name in names.iter().filter(|name| name.starts_with(husk::GROUP_PREFIX)) {
+            let group = self.starter.cgroups.group(name).map_err(host_error)?;
+            group.remove().await.map_err(host_error)?;
+        }
         let dir = &self.starter.machines_dir;
         for entry in std::fs::read_dir(dir)
             .map_err(|error| at(dir, "read", &error))?
@@ -145,6 +162,52 @@ impl LocalHost {
             self.remove_machine(&task).await?;
         }
         Ok(())
+    }
+
+    /// The machine of a task: a husk, else a clone, else one that boots.
+    async fn start(
+        &self,
+        spec: MachineSpec,
+        guard: &Arc<tokio::sync::OwnedMutexGuard<()>>,
+    ) -> Result<RunningMachine, HostError> {
+        let spec = Arc::new(spec);
+        let shape = Shape::of(&spec);
+        let shared = spec.isolation == Isolation::Shared;
+        let template = match shared {
+            true => self.templates.find(&shape, &self.starter.binaries),
+            false => None,
+        };
+        if let Some(template) = &template {
+            if let Some(husk) = template.take_husk() {
+                match self.starter.adopt(spec.clone(), husk, guard.clone()).await {
+                    Ok(machine) => {
+                        tracing::debug!(task = %spec.task, "a husk goes on as the machine");
+                        return Ok(machine);
+                    }
+                    Err(error) => {
+                        tracing::warn!(task = %spec.task, %error, "a husk did not go on; another clone is started");
+                    }
+                }
+            }
+            let cloned = match template.clone_start() {
+                Ok(start) => self.starter.start(spec.clone(), start, guard.clone()).await,
+                Err(error) => Err(error),
+            };
+            match cloned {
+                Ok(machine) => return Ok(machine),
+                Err(error) => {
+                    tracing::warn!(task = %spec.task, %error, "a clone did not start; the machine boots instead");
+                }
+            }
+        }
+        let machine = self.starter.start(spec, Start::Boot, guard.clone()).await?;
+        match template {
+            // What boots and does not start as a clone has a bad template.
+            Some(template) => self.templates.give_up(&shape, &template),
+            None if shared => self.templates.make_in_background(shape, &self.starter),
+            None => {}
+        }
+        Ok(machine)
     }
 
     async fn lock(&self, task: &TaskId) -> tokio::sync::OwnedMutexGuard<()> {
@@ -203,33 +266,11 @@ impl Host for LocalHost {
         Box::pin(async move {
             // Held until the VMM is started, even if the asker goes away.
             let guard = Arc::new(self.lock(&spec.task).await);
-            let spec = Arc::new(spec);
-            let shape = Shape::of(&spec);
-            let shared = spec.isolation == Isolation::Shared;
-            let template = match shared {
-                true => self.templates.find(&shape, &self.starter.binaries),
-                false => None,
-            };
-            if let Some(template) = &template {
-                let cloned = match template.clone_start() {
-                    Ok(start) => self.starter.start(spec.clone(), start, guard.clone()).await,
-                    Err(error) => Err(error),
-                };
-                match cloned {
-                    Ok(machine) => return Ok(Arc::new(machine) as Arc<dyn Machine>),
-                    Err(error) => {
-                        tracing::warn!(task = %spec.task, %error, "a clone did not start; the machine boots instead");
-                    }
-                }
-            }
-            let machine = self.starter.start(spec, Start::Boot, guard).await?;
-            match template {
-                // What boots and does not start as a clone has a bad template.
-                Some(template) => self.templates.give_up(&shape, &template),
-                None if shared => self.templates.make_in_background(shape, &self.starter),
-                None => {}
-            }
-            Ok(Arc::new(machine) as Arc<dyn Machine>)
+            self.husks.note_start();
+            let started = self.start(spec, &guard).await;
+            self.husks.note_start();
+            self.templates.changed.notify_one();
+            started.map(|machine| Arc::new(machine) as Arc<dyn Machine>)
         })
     }
 
@@ -351,6 +392,10 @@ impl Host for LocalHost {
 
     fn images(&self) -> Option<&ImageStore> {
         Some(&self.images)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.husks.close(&self.templates))
     }
 
     fn dns_servers(&self) -> Vec<Ipv4Addr> {

@@ -278,9 +278,11 @@ pub fn end_of(dir: &Path, status: Option<&str>) -> MachineEnd {
         .and_then(|json| serde_json::from_slice::<ExitReport>(&json).ok());
     let Some(report) = report else {
         let said = last_bytes(&dir.join(LOG_FILE)).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let last = said.lines().rfind(|line| !line.trim().is_empty()).map(bounded);
-        let details: Vec<String> = status.map(str::to_owned).into_iter().chain(last).collect();
+        let details: Vec<String> = status
+            .map(str::to_owned)
+            .into_iter()
+            .chain(last_line(&said))
+            .collect();
         let details = if details.is_empty() {
             String::new()
         } else {
@@ -325,6 +327,12 @@ fn last_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_WORDS_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The last line in which there is anything.
+pub(super) fn last_line(said: &[u8]) -> Option<String> {
+    let said = String::from_utf8_lossy(said);
+    said.lines().rfind(|line| !line.trim().is_empty()).map(bounded)
 }
 
 fn bounded(text: &str) -> String {

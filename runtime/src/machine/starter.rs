@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::Child;
 use std::sync::Arc;
 
 use berth_vmm::config::HugePages;
 
-use super::launch::{self, Binaries, Start};
+use super::husk::Husk;
+use super::launch::{Binaries, Launch, Start};
 use super::running::RunningMachine;
 use super::scratch::ScratchDisks;
 use super::users::Users;
@@ -41,27 +43,35 @@ impl Starter {
         start: Start,
         held: impl Send + 'static,
     ) -> Result<RunningMachine, HostError> {
-        let dir = self.dir(&spec.task);
-        let launch = launch::Launch {
-            dir: dir.clone(),
+        let user = self.users.take(&spec.task)?;
+        let launch = self.launch(spec, user);
+        attach(launch.dir.clone(), held, move || launch.run(&start)).await
+    }
+
+    /// The same, where a VMM waits that can be the machine.
+    pub async fn adopt(
+        &self,
+        spec: Arc<MachineSpec>,
+        husk: Husk,
+        held: impl Send + 'static,
+    ) -> Result<RunningMachine, HostError> {
+        let user = self.users.hand_on(husk.id(), &spec.task)?;
+        let launch = self.launch(spec, user);
+        attach(launch.dir.clone(), held, move || launch.adopt(husk)).await
+    }
+
+    fn launch(&self, spec: Arc<MachineSpec>, user: u32) -> Launch {
+        Launch {
+            dir: self.dir(&spec.task),
             binaries: self.binaries.clone(),
             cgroups: self.cgroups.clone(),
             scratch: self.scratch.clone(),
-            user: self.users.take(&spec.task)?,
+            user,
             rates: self.rates,
             drive_engine: self.drive_engine,
             huge_pages: self.huge_pages,
-            start,
             spec,
-        };
-        let started = tokio::task::spawn_blocking(move || {
-            let _held = held;
-            launch.run()
-        });
-        let child = started
-            .await
-            .map_err(|error| HostError(format!("the start broke off: {error}")))??;
-        RunningMachine::connect(dir, Some(child)).await
+        }
     }
 
     /// Ends the machine if it runs and removes everything of it.
@@ -80,4 +90,20 @@ impl Starter {
         self.users.release(task);
         Ok(())
     }
+}
+
+/// Has a VMM started, and attaches to it.
+async fn attach(
+    dir: PathBuf,
+    held: impl Send + 'static,
+    start: impl FnOnce() -> Result<Child, HostError> + Send + 'static,
+) -> Result<RunningMachine, HostError> {
+    let started = tokio::task::spawn_blocking(move || {
+        let _held = held;
+        start()
+    });
+    let child = started
+        .await
+        .map_err(|error| HostError(format!("the start broke off: {error}")))??;
+    RunningMachine::connect(dir, Some(child)).await
 }

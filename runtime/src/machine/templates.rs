@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use berth_vmm::config::WorkingSet;
 
 use super::at;
-use super::launch::{self, Binaries, Start};
+use super::husk::Husk;
+use super::launch::{self, Binaries, Start, TemplateFiles, UNITS_PER_VCPU};
 use super::rehearsal;
 use super::running::RunningMachine;
 use super::starter::Starter;
@@ -29,7 +30,6 @@ use crate::task::host::{HostError, MachineSpec};
 use crate::task::session::{rehearse, wait_for_hello};
 use crate::task::spec::image_drive;
 
-const UNITS_PER_VCPU: u32 = 1024;
 /// How long a template may take to boot, and its trial to run a task.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Larger machines boot: restored over and over under load, one of four vCPUs was seen to fall silent, and it is not known
@@ -47,8 +47,8 @@ const MAX_BYTES: u64 = 4 << 30;
 /// All that shapes a machine before it has a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
-    vcpus: u32,
-    memory_mib: u32,
+    pub vcpus: u32,
+    pub memory_mib: u32,
     images: usize,
     /// Whether there is a drive for a volume.
     volume: bool,
@@ -67,7 +67,7 @@ impl Shape {
         }
     }
 
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let Self {
             vcpus,
             memory_mib,
@@ -115,6 +115,8 @@ pub(super) struct Template {
     used: Mutex<Instant>,
     /// The pages that its trial needed to run a task.
     working_set: WorkingSet,
+    /// Those that wait to be clones of it. They end with it.
+    husks: Mutex<Vec<Husk>>,
 }
 
 impl Template {
@@ -127,6 +129,7 @@ impl Template {
             origin,
             used: Mutex::new(Instant::now()),
             working_set: WorkingSet::default(),
+            husks: Mutex::default(),
         })
     }
 
@@ -140,19 +143,31 @@ impl Template {
 
     /// How a clone starts.
     pub fn clone_start(&self) -> Result<Start, HostError> {
-        self.start(false)
+        *self.used() = Instant::now();
+        self.files(false).map(Start::Clone)
     }
 
-    /// It can only read the files.
-    fn start(&self, trial: bool) -> Result<Start, HostError> {
+    /// What a clone, or one on trial, starts from. It can only read the files.
+    pub fn files(&self, trial: bool) -> Result<TemplateFiles, HostError> {
         let open = |path: PathBuf| File::open(&path).map_err(|error| at(&path, "open", &error));
-        *self.used() = Instant::now();
-        Ok(Start::Clone {
+        Ok(TemplateFiles {
             memory: open(self.memory())?,
             state: open(self.state())?,
             working_set: self.working_set.clone(),
             trial,
         })
+    }
+
+    /// One that waits to be a clone, if there is any.
+    pub fn take_husk(&self) -> Option<Husk> {
+        *self.used() = Instant::now();
+        let mut husks = self.husks();
+        // Those that have ended are dropped here.
+        std::iter::from_fn(|| husks.pop()).find_map(|mut husk| husk.is_alive().then_some(husk))
+    }
+
+    pub fn husks(&self) -> MutexGuard<'_, Vec<Husk>> {
+        self.husks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes on the disk.
@@ -179,6 +194,8 @@ pub(super) struct Templates {
     slots: Mutex<HashMap<Shape, Slot>>,
     /// One is made at a time: tasks need the processors more.
     making: tokio::sync::Mutex<()>,
+    /// Told when there is another one, or one was used.
+    pub changed: tokio::sync::Notify,
 }
 
 impl Templates {
@@ -199,6 +216,7 @@ impl Templates {
             isolation,
             slots: Mutex::default(),
             making: tokio::sync::Mutex::default(),
+            changed: tokio::sync::Notify::new(),
         })
     }
 
@@ -220,6 +238,20 @@ impl Templates {
         None
     }
 
+    /// Those that tasks can start from, the one that was used last first.
+    pub fn by_use(&self) -> Vec<(Shape, Arc<Template>)> {
+        let mut ready: Vec<_> = self
+            .slots()
+            .iter()
+            .filter_map(|(shape, slot)| match slot {
+                Slot::Ready(template) => Some((*shape, Arc::clone(template))),
+                Slot::Taken => None,
+            })
+            .collect();
+        ready.sort_by_key(|(_, template)| std::cmp::Reverse(*template.used()));
+        ready
+    }
+
     /// Makes a template of this shape in the background, unless there is one, or was one that did not work.
     pub fn make_in_background(self: &Arc<Self>, shape: Shape, starter: &Starter) {
         if self.isolation == Isolation::Strict || shape.vcpus > MOST_VCPUS {
@@ -238,6 +270,7 @@ impl Templates {
                     faults::pass(Point::TemplateTried);
                     this.slots().insert(shape, Slot::Ready(Arc::new(template)));
                     this.keep_within(MAX_BYTES);
+                    this.changed.notify_one();
                     let milliseconds = started.elapsed().as_millis();
                     tracing::info!(template = shape.name(), milliseconds, "a template is ready");
                 }
@@ -250,29 +283,28 @@ impl Templates {
 
     /// This template did not work, where booting did: tasks of its shape boot from now on.
     pub fn give_up(&self, shape: &Shape, template: &Arc<Template>) {
+        self.replace(shape, template, Some(Slot::Taken));
+    }
+
+    /// Puts something in the place of this template, if it still has one.
+    fn replace(&self, shape: &Shape, template: &Arc<Template>, by: Option<Slot>) {
         let mut slots = self.slots();
         if matches!(slots.get(shape), Some(Slot::Ready(ready)) if Arc::ptr_eq(ready, template)) {
-            slots.insert(*shape, Slot::Taken);
+            match by {
+                Some(slot) => slots.insert(*shape, slot),
+                None => slots.remove(shape),
+            };
         }
     }
 
     /// Gives up those that have not been used for longest, until the rest takes no more room than this. The last one made
     /// stays, whatever its size. Others of their shape can be made.
     fn keep_within(&self, max_bytes: u64) {
-        let mut slots = self.slots();
-        let mut ready: Vec<_> = slots
-            .iter()
-            .filter_map(|(shape, slot)| match slot {
-                Slot::Ready(template) => Some((*template.used(), *shape, template.size())),
-                Slot::Taken => None,
-            })
-            .collect();
-        ready.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
         let mut total = 0;
-        for (number, (_, shape, size)) in ready.into_iter().enumerate() {
-            total += size;
+        for (number, (shape, template)) in self.by_use().into_iter().enumerate() {
+            total += template.size();
             if number > 0 && total > max_bytes {
-                slots.remove(&shape);
+                self.replace(&shape, &template, None);
             }
         }
     }
@@ -315,11 +347,17 @@ impl Templates {
         let path = template.memory();
         let memory = File::open(&path).map_err(|error| at(&path, "open", &error))?;
         template.working_set = self
-            .run(shape, template.start(true)?, &disks, starter, async |machine| {
-                rehearse(machine, &task).await?;
-                faults::pass(Point::TemplateOnTrial);
-                machine.working_set(&memory).map_err(super::host_error)
-            })
+            .run(
+                shape,
+                Start::Clone(template.files(true)?),
+                &disks,
+                starter,
+                async |machine| {
+                    rehearse(machine, &task).await?;
+                    faults::pass(Point::TemplateOnTrial);
+                    machine.working_set(&memory).map_err(super::host_error)
+                },
+            )
             .await?;
         *template.used() = Instant::now();
         Ok(template)

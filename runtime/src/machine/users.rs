@@ -109,6 +109,19 @@ impl Users {
         Ok(user)
     }
 
+    /// The user of a VMM that waits becomes that of the task whose machine it is to be. A task that has one already keeps it:
+    /// a process of it may be there still.
+    pub(super) fn hand_on(&self, from: &TaskId, to: &TaskId) -> Result<u32, HostError> {
+        let mut taken = self.taken();
+        if taken.contains_key(to) {
+            return Err(HostError("the task has a user already".to_owned()));
+        }
+        let user = taken.remove(from);
+        let user = user.ok_or_else(|| HostError("there is no user to hand on".to_owned()))?;
+        taken.insert(to.clone(), user);
+        Ok(user)
+    }
+
     /// The task has no machine any more.
     pub(super) fn release(&self, task: &TaskId) {
         self.taken().remove(task);
@@ -162,6 +175,20 @@ mod tests {
         assert!(users.take(&task('c')).unwrap_err().0.contains("--machine-users"));
         users.release(&task('a'));
         assert_eq!(users.take(&task('c')).unwrap(), 5000);
+    }
+
+    #[test]
+    fn a_user_that_is_handed_on_is_never_two_machines() {
+        let dir = tempfile::tempdir().unwrap();
+        let users = Users::open("5000-5001".parse().unwrap(), dir.path()).unwrap();
+        assert_eq!(users.take(&task('a')).unwrap(), 5000);
+        assert_eq!(users.hand_on(&task('a'), &task('b')).unwrap(), 5000);
+        // Whoever gives it up now, gives up nothing.
+        users.release(&task('a'));
+        assert_eq!(users.take(&task('c')).unwrap(), 5001);
+        assert!(users.hand_on(&task('a'), &task('d')).is_err());
+        assert!(users.hand_on(&task('c'), &task('b')).is_err());
+        assert_eq!(users.take(&task('b')).unwrap(), 5000, "the one that it has");
     }
 
     #[test]

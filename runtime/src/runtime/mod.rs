@@ -256,6 +256,11 @@ impl Runtime {
         self.shared.context.clock.now()
     }
 
+    /// Gives up what is not to outlive the daemon. Its tasks go on.
+    pub async fn close(&self) {
+        self.shared.context.host.close().await;
+    }
+
     /// Parameters and secrets.
     pub fn secrets(&self) -> &SecretStore {
         &self.shared.context.secrets

@@ -179,6 +179,10 @@ pub trait Host: Send + Sync {
     fn images(&self) -> Option<&ImageStore> {
         None
     }
+    /// The daemon is about to end: what does not outlive it goes now.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
     fn dns_servers(&self) -> Vec<std::net::Ipv4Addr>;
     fn mtu(&self) -> u16;
 }

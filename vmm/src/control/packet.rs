@@ -1,4 +1,4 @@
-//! One message of the control protocol as one packet of a seqpacket socket, with at most one descriptor beside it.
+//! One message as one packet of a seqpacket socket. In the control protocol at most one descriptor is beside it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -15,6 +15,17 @@ pub(crate) fn send(
     descriptor: Option<BorrowedFd<'_>>,
     flags: MsgFlags,
 ) -> io::Result<()> {
+    let raw: Vec<RawFd> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+    send_with_descriptors(socket, message, &raw, flags)
+}
+
+/// As [`send`], with any number of descriptors, which are open.
+pub(crate) fn send_with_descriptors(
+    socket: BorrowedFd<'_>,
+    message: &impl Serialize,
+    raw: &[RawFd],
+    flags: MsgFlags,
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(io::Error::new(
@@ -22,8 +33,7 @@ pub(crate) fn send(
             "the message is too long",
         ));
     }
-    let raw: Vec<RawFd> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
+    let rights = [ControlMessage::ScmRights(raw)];
     let control: &[ControlMessage] = if raw.is_empty() { &[] } else { &rights };
     let flags = flags | MsgFlags::MSG_NOSIGNAL;
     loop {
@@ -57,6 +67,18 @@ pub(crate) fn receive_with_descriptor<'a>(
     socket: BorrowedFd<'_>,
     buffer: &'a mut [u8],
 ) -> io::Result<Option<(&'a [u8], Option<OwnedFd>)>> {
+    match receive_with_descriptors(socket, buffer)? {
+        Some((_, descriptors)) if descriptors.len() > 1 => Err(too_long()),
+        Some((bytes, mut descriptors)) => Ok(Some((bytes, descriptors.pop()))),
+        None => Ok(None),
+    }
+}
+
+/// Receives a packet and all descriptors beside it. `None` is the end.
+pub(crate) fn receive_with_descriptors<'a>(
+    socket: BorrowedFd<'_>,
+    buffer: &'a mut [u8],
+) -> io::Result<Option<(&'a [u8], Vec<OwnedFd>)>> {
     // Room for as many as can be sent at once (unix(7)): what does not fit would be open here and owned by nobody.
     let mut control = nix::cmsg_space!([RawFd; 253]);
     let mut vectors = [IoSliceMut::new(buffer)];
@@ -79,14 +101,15 @@ pub(crate) fn receive_with_descriptor<'a>(
             descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
         }
     }
-    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) || descriptors.len() > 1 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message that is too long",
-        ));
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(too_long());
     }
     if bytes == 0 {
         return Ok(None);
     }
-    Ok(Some((&buffer[..bytes], descriptors.pop())))
+    Ok(Some((&buffer[..bytes], descriptors)))
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a message that is too long")
 }

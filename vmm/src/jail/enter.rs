@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::unistd::{Gid, Uid, fchdir, pivot_root, setgroups, setresgid, setresuid};
 
 use super::JailError;
@@ -40,12 +40,13 @@ impl<T> Doing<T> for Result<T, Errno> {
     }
 }
 
-pub(super) fn enter(config: &JailConfig, largest_file: u64) -> Result<(), JailError> {
+pub(super) fn enter(config: &JailConfig) -> Result<(), JailError> {
     one_heap();
     first_random_bytes()?;
     limit(Resource::RLIMIT_CORE, 0)?;
     limit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS)?;
-    limit(Resource::RLIMIT_FSIZE, largest_file)?;
+    // Whatever the host has: less can be said later.
+    limit_files(RLIM_INFINITY)?;
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
@@ -70,6 +71,11 @@ fn first_random_bytes() -> Result<(), JailError> {
     Errno::result(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) })
         .map(drop)
         .doing("get random bytes")
+}
+
+/// No file may grow beyond so many bytes. Who has no privileges any more can make it less, and never more.
+pub(super) fn limit_files(largest: u64) -> Result<(), JailError> {
+    limit(Resource::RLIMIT_FSIZE, largest)
 }
 
 fn limit(resource: Resource, value: u64) -> Result<(), JailError> {

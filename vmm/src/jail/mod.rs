@@ -54,10 +54,17 @@ impl Jail {
     }
 
     /// Enters the jail. Only for a process with one thread: what is given up, is given up by the calling one.
-    /// `largest_file` is the size in bytes beyond which no file may grow.
-    pub fn enter(config: &JailConfig, largest_file: u64) -> Result<Self, JailError> {
-        enter::enter(config, largest_file)?;
+    pub fn enter(config: &JailConfig) -> Result<Self, JailError> {
+        enter::enter(config)?;
         Ok(Self::with(true))
+    }
+
+    /// Keeps every file from growing beyond this size in bytes, for good. The jail is not whole before.
+    pub fn limit_files(self, largest: u64) -> Result<Self, JailError> {
+        if self.filters {
+            enter::limit_files(largest)?;
+        }
+        Ok(self)
     }
 
     /// From here on the calling thread can do what threads of its kind do, and anything else ends the process.

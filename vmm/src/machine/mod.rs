@@ -2,24 +2,21 @@
 
 mod assembly;
 mod controlled;
+mod core;
 mod limits;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::arch::acpi::Hardware;
-use crate::arch::boot::{self, BootError, Payload};
+pub use self::core::Core;
+use crate::arch::boot::BootError;
 use crate::arch::layout;
 use crate::arch::state::{Saveable, StateError};
-use crate::arch::vcpu::{VcpuSetupError, VcpuTemplate};
+use crate::arch::vcpu::VcpuSetupError;
 use crate::arch::vm::{self, VmError};
 use crate::bus::BusError;
 use crate::config::{ExitReason, ExitReport, MachineConfig, MemoryConfig};
@@ -36,11 +33,11 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::worker::Worker;
 use crate::ending::{self, Ending};
-use crate::handed::{Handed, Start};
+use crate::handed::{Handed, Rest};
 use crate::jail::{Jail, JailError, Thread};
-use crate::memory::{self, MemoryError, MemoryFile};
-use crate::metrics::{Counters, Phases, clock};
-use crate::snapshot::{self, MachineState, SnapshotError, SnapshotFile};
+use crate::memory::MemoryError;
+use crate::metrics::{Phases, clock};
+use crate::snapshot::{SnapshotError, SnapshotFile};
 use crate::vcpu::{Buses, Gate, VcpuContext, VcpuThreads};
 use assembly::{Assembly, InterruptLines};
 use controlled::{ControlledMachine, SnapshotWriter};
@@ -114,72 +111,39 @@ impl Machine {
         jail: Jail,
         started: Instant,
     ) -> Result<Self, MachineError> {
-        let Handed {
-            kvm,
-            start,
-            memory,
+        let Handed { core, rest } = handed;
+        Core::new(config, core, Some(started))?.into_machine(config, rest, jail, started)
+    }
+}
+
+impl Core {
+    /// Gives it the devices of a configuration that was validated, and whose core it is; the rest is as for [`Machine::new`].
+    pub fn into_machine(
+        mut self,
+        config: &MachineConfig,
+        rest: Rest,
+        jail: Jail,
+        started: Instant,
+    ) -> Result<Machine, MachineError> {
+        let Rest {
             snapshot,
             control,
             exit,
             drives,
             taps,
             serial,
-        } = handed;
+        } = rest;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
-        let counters = Arc::new(Counters::default());
-        let mut phases = Phases::since(started);
-        phases.end(&counters.start_jail_us);
+        let counters = self.counters.clone();
+        let mut phases = Phases::since(Instant::now());
         let control = ControlServer::new(control, ending.event())?;
-        // SAFETY: the descriptor is owned, and given away here.
-        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
-        let file = memory.zip(config.memory).map(|(file, how)| MemoryFile {
-            file,
-            shared: how.shared,
-            page_by_page: how.page_by_page,
-        });
-        let memory = memory::allocate_of(config.huge_pages, config.memory_mib, file)?;
-        let vm = vm::create(&kvm, &memory)?;
-        let template = VcpuTemplate::new(&kvm, config.vcpus)?;
-        let vcpus = create_vcpus(&vm, config.vcpus)?;
-        phases.end(&counters.start_vm_us);
-        let mut prefetching = None;
-        let restored = match &start {
-            Start::Boot {
-                kernel,
-                initrd,
-                cmdline,
-            } => {
-                let hardware = Hardware {
-                    vcpus: config.vcpus,
-                    virtio_devices: config.virtio_devices(),
-                    serial: serial.is_some(),
-                };
-                let payload = Payload {
-                    kernel,
-                    initrd: initrd.as_ref(),
-                    cmdline,
-                };
-                let entry = boot::load(&memory, &payload, hardware)?;
-                for (index, vcpu) in (0..).zip(&vcpus) {
-                    template.apply(vcpu, index, entry)?;
-                }
-                None
-            }
-            Start::Restore { state, working_set } => {
-                let state = restore(state, config, &vm, &vcpus, &template)?;
-                if let Some(first) = vcpus.first() {
-                    let aside = memory::prefetch_aside(&memory, working_set, first);
-                    prefetching = Some(aside.map_err(MachineError::Prefetch)?);
-                }
-                Some(state)
-            }
-        };
+        self.go_on(config)?;
 
         phases.end(&counters.start_state_us);
 
         let mut assembly = Assembly {
-            vm: &vm,
-            memory: &memory,
+            vm: &self.vm,
+            memory: &self.memory,
             counters: &counters,
             buses: Buses::default(),
             registers: RegisterPages::new(config.virtio_devices()),
@@ -194,7 +158,7 @@ impl Machine {
         let serial = match serial {
             Some(out) => {
                 let line = assembly.interrupt_line(layout::SERIAL_GSI)?;
-                let state = restored.as_ref().and_then(|state| state.serial.as_ref());
+                let state = self.state().and_then(|state| state.serial.as_ref());
                 let port = SerialPort::new(out, config.serial_limits, counters.clone(), line, state)
                     .map_err(MachineError::Event)?;
                 let port = Arc::new(port);
@@ -240,13 +204,13 @@ impl Machine {
                 .map_err(MachineError::Event)?;
             balloon = Some((handle, assembly.add_virtio(Box::new(device))?));
         }
-        vm::map_registers(&vm, &assembly.registers)?;
+        vm::map_registers(&self.vm, &assembly.registers)?;
         let Assembly {
             buses, virtio, lines, ..
         } = assembly;
 
-        generation.begin(&memory)?;
-        if let Some(state) = &restored {
+        generation.begin(&self.memory)?;
+        if let Some(state) = self.state() {
             for (transport, state) in virtio.iter().zip(&state.devices) {
                 transport.take_up(state)?;
             }
@@ -255,24 +219,22 @@ impl Machine {
         let writer = match snapshot {
             Some(file) => Some(SnapshotWriter {
                 file: SnapshotFile::new(file),
-                saveable: Saveable::new(&kvm)?,
+                saveable: Saveable::new(&self.kvm)?,
                 cpuid: (0..)
-                    .zip(&vcpus)
-                    .map(|(index, vcpu)| template.cpuid(vcpu, index))
+                    .zip(&self.vcpus)
+                    .map(|(index, vcpu)| self.template.cpuid(vcpu, index))
                     .collect(),
             }),
             None => None,
         };
         let gate = Arc::new(Gate::default());
         phases.end(&counters.start_devices_us);
-        // A thread that panicked has prefetched what it has.
-        if let Some(Ok(microseconds)) = prefetching.map(JoinHandle::join) {
-            counters
-                .start_working_set_us
-                .store(microseconds, Ordering::Relaxed);
-        }
+        self.settle(&counters);
+        let Core {
+            memory, vm, vcpus, ..
+        } = self;
 
-        Ok(Self {
+        Ok(Machine {
             control,
             buses: Arc::new(buses),
             controlled: ControlledMachine {
@@ -297,7 +259,9 @@ impl Machine {
             _memory: memory,
         })
     }
+}
 
+impl Machine {
     /// Runs the guest until the machine ends, then stops everything, reports, and takes leave of the clients.
     pub fn run(self) -> ExitReport {
         self.run_once_closed(|| ())
@@ -366,30 +330,4 @@ impl Machine {
 fn return_free_heap() {
     // SAFETY: it takes a number, and touches nothing that is in use.
     unsafe { libc::malloc_trim(0) };
-}
-
-fn create_vcpus(vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
-    (0..count)
-        .map(|vcpu| {
-            vm.create_vcpu(u64::from(vcpu))
-                .map_err(|source| MachineError::CreateVcpu { vcpu, source })
-        })
-        .collect()
-}
-
-/// Gives the vCPUs and the interrupt controllers the state that they had, and returns that of the devices with it.
-fn restore(
-    file: &File,
-    config: &MachineConfig,
-    vm: &VmFd,
-    vcpus: &[VcpuFd],
-    template: &VcpuTemplate,
-) -> Result<MachineState, MachineError> {
-    let state = snapshot::read(file)?;
-    state.check(config)?;
-    for ((index, vcpu), state) in (0..).zip(vcpus).zip(&state.vcpus) {
-        template.restore(vcpu, index, state)?;
-    }
-    state.vm.set(vm)?;
-    Ok(state)
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,11 +13,16 @@ use std::time::{Duration, Instant};
 
 use berth_vmm::client::Client;
 use berth_vmm::config::{
-    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, HugePages, MachineConfig, StartConfig,
+    CONFIG_VERSION, DriveConfig, DriveEngine, ExitReport, HandOver, HugePages, HuskConfig, MachineConfig,
+    StartConfig,
 };
+use berth_vmm::husk::{hand_over, wait_until_ready};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket, socketpair,
+};
+use serde::Serialize;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOAD_ADDRESS: u32 = 0x10_0000;
@@ -178,22 +183,71 @@ impl Launch {
 
     /// Starts the machine with more arguments, in namespaces of its own.
     pub fn start_with(self, arguments: &[&str], namespaces: CloneFlags) -> Running {
-        let Self {
-            config,
-            kept,
-            exit,
-            serial,
-            folder,
-        } = self;
-        let json = file_with(&serde_json::to_vec(&config).unwrap());
-        let handed: Vec<RawFd> = kept
+        let child = self.spawn("--config-fd", &self.config, arguments, namespaces);
+        self.running(child)
+    }
+
+    /// Starts a husk of a machine that is restored, and hands over the rest when it is ready.
+    pub fn start_as_husk(mut self, arguments: &[&str], namespaces: CloneFlags) -> Running {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let StartConfig::Restore {
+            state_fd,
+            working_set,
+        } = self.config.start.clone()
+        else {
+            panic!("a husk is restored");
+        };
+        let config = self.config.clone();
+        let husk = HuskConfig {
+            version: config.version,
+            vcpus: config.vcpus,
+            memory_mib: config.memory_mib,
+            kvm_fd: config.kvm_fd,
+            memory_fd: config.memory.unwrap().fd,
+            state_fd,
+            working_set,
+            huge_pages: config.huge_pages,
+            parent_fd: theirs.as_raw_fd(),
+            jail: config.jail,
+        };
+        let rest = HandOver {
+            log_fd: None,
+            control_fd: config.control_fd,
+            exit_fd: config.exit_fd,
+            drives: config.drives,
+            nets: config.nets,
+            vsock: config.vsock,
+            balloon: config.balloon,
+            entropy: config.entropy,
+            entropy_limits: config.entropy_limits,
+            serial_fd: config.serial_fd,
+            serial_limits: config.serial_limits,
+        };
+        self.keep(theirs);
+        let child = self.spawn("--husk-config-fd", &husk, arguments, namespaces);
+        wait_until_ready(ours.as_fd()).unwrap();
+        hand_over(ours.as_fd(), rest).unwrap();
+        self.running(child)
+    }
+
+    fn spawn(
+        &self,
+        part: &str,
+        config: &impl Serialize,
+        arguments: &[&str],
+        namespaces: CloneFlags,
+    ) -> Child {
+        let json = file_with(&serde_json::to_vec(config).unwrap());
+        let handed: Vec<RawFd> = self
+            .kept
             .iter()
             .map(AsRawFd::as_raw_fd)
             .chain([json.as_raw_fd()])
             .collect();
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth-vmm"));
         command
-            .args(["--config-fd", &json.as_raw_fd().to_string()])
+            .args([part, &json.as_raw_fd().to_string()])
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
@@ -219,13 +273,16 @@ impl Launch {
                 Ok(())
             });
         }
-        let child = command.spawn().unwrap();
+        command.spawn().unwrap()
+    }
+
+    fn running(self, child: Child) -> Running {
         Running {
             child,
-            exit,
-            serial,
-            control: folder.path().join("control"),
-            _folder: folder,
+            exit: self.exit,
+            serial: self.serial,
+            control: self.folder.path().join("control"),
+            _folder: self.folder,
         }
     }
 }

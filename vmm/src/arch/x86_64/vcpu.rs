@@ -65,12 +65,17 @@ impl VcpuTemplate {
         Ok(())
     }
 
-    /// Sets up `vcpu` as it was when `state` was saved.
-    pub fn restore(&self, fd: &VcpuFd, vcpu: u8, state: &VcpuState) -> Result<(), VcpuSetupError> {
+    /// Makes `vcpu` the processor that it was when `state` was saved.
+    pub fn prepare(&self, fd: &VcpuFd, vcpu: u8, state: &VcpuState) -> Result<(), VcpuSetupError> {
         let restored = |source| VcpuSetupError::Restore { vcpu, source };
         state.set_clock(fd).map_err(restored)?;
         let leaves = self.set_up(fd, vcpu)?;
-        state.check_cpuid(&leaves).map_err(restored)?;
+        state.check_cpuid(&leaves).map_err(restored)
+    }
+
+    /// Has `vcpu`, which is prepared, go on where `state` was saved. From here on its time passes.
+    pub fn restore(&self, fd: &VcpuFd, vcpu: u8, state: &VcpuState) -> Result<(), VcpuSetupError> {
+        let restored = |source| VcpuSetupError::Restore { vcpu, source };
         if vcpu == 0 {
             state.part_from_startup_clock(fd).map_err(restored)?;
         }
