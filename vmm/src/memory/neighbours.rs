@@ -75,6 +75,11 @@ mod tests {
         let run = mapped(&file, PAGES);
         keep_apart(run.as_ptr().wrapping_add(20 * PAGE_BYTES), 3 * PAGE_BYTES);
         read(&run, 21);
-        assert_eq!(present(&run, PAGES), [20, 21, 22]);
+        // Neighbours come if the kernel has them at hand; from outside none does.
+        let found = present(&run, PAGES);
+        assert!(
+            found.contains(&21) && found.iter().all(|page| (20..=22).contains(page)),
+            "{found:?}"
+        );
     }
 }
