@@ -90,7 +90,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "WHEN", default_value = "host")]
     huge_pages: HugePages,
     /// How many machines of each size that tasks of this daemon have had wait for the next one, which then starts sooner:
-    /// 8 at most, of all sizes together as well; each has some 10 MiB of memory. 0 is none. With `--isolation strict` there are none
+    /// 8 at most, of all sizes together as well; each has some 5 MiB of memory. 0 is none. With `--isolation strict` there are none
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=MOST_HUSKS as i64))]
     waiting_machines: u8,
     /// Most network of a task for each of its vCPUs, in Mbit/s each way; 0 is no limit
