@@ -7,20 +7,21 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
 use std::{io, ptr, thread};
 
 use nix::errno::Errno;
 use seccompiler::{BpfProgram, apply_filter, sock_filter};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{JailError, Thread, rules};
 
 const RULES: &str = include_str!("filters.json");
 /// More threads than any machine has.
 const MOST_THREADS: usize = 64;
-/// How long a thread waits, with its first call, until it is seen that there is one to ask for.
-const LOOK_MS: libc::c_int = 5;
+/// How often is looked for a thread that has said that it is about to be asked for.
+const LOOK_MS: libc::c_int = 1;
 const NONE: RawFd = -1;
 
 const KVM_RUN: u32 = 0xae80;
@@ -138,6 +139,8 @@ struct Notes {
     lists: Vec<List>,
     asked: Vec<Asked>,
     count: AtomicUsize,
+    /// Counts threads that are about to be asked for.
+    coming: EventFd,
     /// Of the file, mapped; as many as there are rules.
     notes: AtomicPages,
 }
@@ -166,6 +169,7 @@ impl Notes {
             lists,
             asked: (0..MOST_THREADS).map(|_| asked()).collect(),
             count: AtomicUsize::new(0),
+            coming: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             notes: AtomicPages::map(file, count)?,
         })
     }
@@ -192,6 +196,7 @@ impl Notes {
             len: u16::try_from(filter.len()).map_err(|_| Errno::E2BIG)?,
             filter: filter.as_mut_ptr().cast(),
         };
+        self.coming.write(1).map_err(|_| Errno::EIO)?;
         // SAFETY: the program is the array just made, whose elements are laid out as the kernel has them.
         let listener = unsafe {
             libc::syscall(
@@ -209,24 +214,39 @@ impl Notes {
 
     /// Lets through what threads ask for, until the process ends.
     fn take(&self) {
+        let coming = libc::pollfd {
+            fd: self.coming.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         let mut watched = [const {
             libc::pollfd {
                 fd: NONE,
                 events: libc::POLLIN,
                 revents: 0,
             }
-        }; MOST_THREADS];
+        }; MOST_THREADS + 1];
         let mut gone = [false; MOST_THREADS];
         loop {
+            let mut here = 0;
             for ((slot, watched), gone) in self.asked.iter().zip(&mut watched).zip(&gone) {
-                watched.fd = if *gone {
-                    NONE
-                } else {
-                    slot.listener.load(Ordering::Acquire)
-                };
+                let listener = slot.listener.load(Ordering::Acquire);
+                here += usize::from(listener != NONE);
+                watched.fd = if *gone { NONE } else { listener };
+            }
+            // One that is coming says nothing when it is here: it would be asked for that.
+            let timeout = if here < self.count.load(Ordering::Relaxed) {
+                LOOK_MS
+            } else {
+                -1
+            };
+            if let Some(last) = watched.last_mut() {
+                *last = coming;
             }
             // SAFETY: the array is live, and its length is given.
-            unsafe { libc::poll(watched.as_mut_ptr(), MOST_THREADS as libc::nfds_t, LOOK_MS) };
+            unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, timeout) };
+            // It fails when the event was another.
+            let _ = self.coming.read();
             for ((slot, watched), gone) in self.asked.iter().zip(&watched).zip(&mut gone) {
                 if watched.revents & libc::POLLIN != 0 {
                     self.let_through(watched.fd, slot.list.load(Ordering::Relaxed));
@@ -269,7 +289,6 @@ impl Notes {
 
 impl AtomicPages {
     fn map(file: &File, bytes: usize) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
         if file.metadata()?.len() < bytes as u64 {
             return Err(io::Error::other(format!("there is no room for {bytes} notes")));
         }
