@@ -145,7 +145,8 @@ def limit_everything(machine, limits):
 
 
 def linux_and_its_clone(machines):
-    """A guest that uses all of its devices, with limits and without, is paused, written down, and goes on as a clone."""
+    """A guest that uses all of its devices, with limits and without, is paused, written down, and goes on as a clone, of huge
+    pages and of others, with its drive's requests carried out the one way and the other."""
     files = Snapshot(128)
     machines.opened(files.memory), machines.opened(files.state)
     drives, nets = [(machines.opened(hostile.disk()), False)], [machines.opened(hostile.tap("filters0"))]
@@ -169,14 +170,15 @@ def linux_and_its_clone(machines):
     assert refused["outcome"] == "error", refused
     first.take_snapshot()
 
-    clone = machines.start(restore=files, **devices)
-    lines = hostile.Lines(clone)
-    tick(lines)
-    wait_for_metrics(clone, lambda metrics: metrics["balloon_released_bytes"])
-    clone.request("nmi")
-    tick(lines)
-    clone.request("stop")
-    assert ended(clone) == "stopped"
+    for how in [{"huge_pages": "always", "engine": "io_uring"}, {"huge_pages": "never", "engine": "in_order"}]:
+        clone = machines.start(restore=files, **devices, **how)
+        lines = hostile.Lines(clone)
+        tick(lines)
+        wait_for_metrics(clone, lambda metrics: metrics["balloon_released_bytes"])
+        clone.request("nmi")
+        tick(lines)
+        clone.request("stop")
+        assert ended(clone) == "stopped"
 
 
 def init_and_its_host(machines):
