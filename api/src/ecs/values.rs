@@ -12,6 +12,8 @@ use crate::page::InvalidToken;
 pub(super) const MAX_TAGS: usize = 50;
 /// What Berth reads a tag for has such a key.
 const OWN_TAGS: &str = "berth:";
+/// What `berth run` finds its definitions by again. Tags of a definition may become those of tasks and volumes.
+pub(crate) const RUN_TAG: &str = "berth:run-digest";
 const MAX_TAG_KEY_CHARS: usize = 128;
 const MAX_TAG_VALUE_CHARS: usize = 256;
 /// Most items in a page, and in a list of resources to describe.
@@ -67,7 +69,7 @@ pub(crate) fn cluster_tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiErr
 
 /// Checks tags that a caller sets for anything else.
 pub(crate) fn tags(list: Option<&[TagShape]>) -> Result<Vec<Tag>, ApiError> {
-    checked_tags(list, &[])
+    checked_tags(list, &[RUN_TAG])
 }
 
 fn checked_tags(list: Option<&[TagShape]>, own: &[&str]) -> Result<Vec<Tag>, ApiError> {
@@ -224,5 +226,8 @@ mod tests {
         );
         assert!(cluster_tags(Some(&tag("Berth:isolation", "strict"))).is_err());
         assert!(tags(Some(&tag("berthing", "x"))).is_ok());
+        // What `berth run` sets.
+        assert!(tags(Some(&tag(RUN_TAG, "x"))).is_ok());
+        assert!(cluster_tags(Some(&tag(RUN_TAG, "x"))).is_err());
     }
 }

@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cli::client::{Client, ClientError, Service};
+use crate::ecs::values::RUN_TAG;
 
-/// Carries a digest of what a definition was made from.
-const DIGEST_TAG: &str = "berth:run-digest";
 /// Longest family name is 255; this leaves room for the prefix.
 const MAX_NAME: usize = 200;
 /// ECS wants a role of a definition with secrets. Nobody is asked for it here: the daemon looks them up itself.
@@ -87,7 +86,7 @@ impl DefinitionArgs {
             return Ok(arn);
         }
         if !ours_alone {
-            input["tags"] = json!([{"key": DIGEST_TAG, "value": digest}]);
+            input["tags"] = json!([{"key": RUN_TAG, "value": digest}]);
         }
         let answer = client
             .call(Service::Ecs, "RegisterTaskDefinition", &input)
@@ -245,7 +244,7 @@ async fn registered(client: &Client, family: &str, digest: &str) -> Result<Optio
         outcome => outcome?,
     };
     let tags = answer.get("tags").and_then(Value::as_array);
-    let same = tags.is_some_and(|tags| tags.contains(&json!({"key": DIGEST_TAG, "value": digest})));
+    let same = tags.is_some_and(|tags| tags.contains(&json!({"key": RUN_TAG, "value": digest})));
     let arn = answer
         .pointer("/taskDefinition/taskDefinitionArn")
         .and_then(Value::as_str);
