@@ -125,8 +125,8 @@ points! {
     TemplateTried = "template-tried",
     /// A husk is there and ready, and no task can have it yet.
     HuskReady = "husk-ready",
-    /// A husk is in the control group of the task whose machine it is to be, and does not know of it.
-    HuskMoved = "husk-moved",
+    /// A husk has the caps of the task whose machine it is to be, and does not know of it.
+    HuskCapped = "husk-capped",
     /// It goes on as the task's machine, and no file says so.
     HuskTold = "husk-told",
 }

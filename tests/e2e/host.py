@@ -61,7 +61,17 @@ def machines():
 
 def husks():
     """Control groups of machines that wait for a task, and the processes of each. They come and go beside all tasks."""
-    return {group.name: _processes(group) for group in CGROUP.glob("husk-*/")}
+    groups = {group.name: _processes(group) for group in CGROUP.glob("husk-*/")}
+    return {name: processes for name, processes in groups.items() if not any(map(task_of, processes))}
+
+
+def task_of(machine):
+    """The task whose machine this process is, by where it writes what it has to say; none if it waits for one."""
+    try:
+        log = Path(os.readlink(f"/proc/{machine}/fd/2"))
+    except OSError:
+        return None
+    return log.parent.name if log.name == "vmm.log" else None
 
 
 def _processes(group):
@@ -72,8 +82,16 @@ def _processes(group):
 
 
 def cgroups():
-    """The tasks that have a control group."""
-    return sorted(path.name for path in CGROUP.glob("*/") if not path.name.startswith("husk-")) if CGROUP.is_dir() else []
+    """The control groups of tasks, and of what was one: those in which no machine waits for a task, or is about to."""
+    deadline = time.monotonic() + 5
+    while True:
+        # In this order: what is made meanwhile waits.
+        groups = {path.name for path in CGROUP.glob("*/")}
+        waiting = husks()
+        left = sorted(groups - {name for name, processes in waiting.items() if processes})
+        if not any(name in waiting for name in left) or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
 
 
 def snapshot(data_dir):
@@ -113,16 +131,23 @@ def wait_for_no_difference(before, data_dir, seconds=60):
 
 
 def machine_of(task_id):
-    """The process id of a task's machine, by its control group."""
-    processes = _processes(CGROUP / task_id)
-    machines_of_task = [pid for pid in processes if pid in machines()]
-    assert len(machines_of_task) == 1, f"task {task_id} has the processes {processes}"
-    return machines_of_task[0]
+    """The process id of a task's machine."""
+    running = machines()
+    found = [machine for machine in running if task_of(machine) == task_id]
+    assert len(found) == 1, f"task {task_id} has the machines {found} of {running}"
+    assert _processes(group_of(found[0])) == found
+    return found[0]
+
+
+def group_of(machine):
+    """The control group that a process is in."""
+    (line,) = [line for line in Path(f"/proc/{machine}/cgroup").read_text().splitlines() if line.startswith("0::")]
+    return CGROUP.parent / line.removeprefix("0::/")
 
 
 def cpu_usage_us(task_id):
     """CPU time of a task's control group, in microseconds."""
-    for line in (CGROUP / task_id / "cpu.stat").read_text().splitlines():
+    for line in (group_of(machine_of(task_id)) / "cpu.stat").read_text().splitlines():
         name, value = line.split()
         if name == "usage_usec":
             return int(value)

@@ -47,7 +47,7 @@ def assert_stopped_soon(tasks, victim, died_at):
     ended = tasks.wait(victim, "STOPPED", seconds=60)
     assert ended["stoppedReason"]
     assert ended["stoppedAt"].timestamp() - died_at <= NOTICE_SECONDS, ended
-    assert not (host.CGROUP / task_id(victim)).exists()
+    assert task_id(victim) not in host.cgroups() and task_id(victim) not in map(host.task_of, host.machines())
     return ended
 
 

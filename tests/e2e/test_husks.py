@@ -64,7 +64,7 @@ def test_tasks_that_a_husk_waited_for_are_each_themselves(ready, daemon, tasks):
         assert abs(said["now"] - task["startedAt"].timestamp()) < 5
         machine = host.machine_of(task_id(task))
         assert machine in husks
-        group = host.CGROUP / task_id(task)
+        group = host.group_of(machine)
         assert (group / "cpu.max").read_text() == "50000 100000\n"
         assert (group / "pids.max").read_text() == "128\n"
         assert int((group / "memory.max").read_text()) > 1 << 30

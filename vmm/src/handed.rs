@@ -183,6 +183,19 @@ impl Rest {
     }
 }
 
+/// Has the process's table hold so many descriptors as no machine without many connections has. The kernel starts with 64, and to
+/// widen the table of a process with several threads it waits until all processors have let go of the old one (RCU), which is the
+/// longest wait of a whole restore. So this is for a process with one thread; `open` is any descriptor that is open.
+pub fn make_room(open: RawFd) {
+    const ROOM: RawFd = 256;
+    // SAFETY: F_DUPFD_CLOEXEC with a number that may be no descriptor fails with EBADF, and else makes a new one.
+    let last = unsafe { libc::fcntl(open, libc::F_DUPFD_CLOEXEC, ROOM - 1) };
+    if last >= 0 {
+        // SAFETY: it was just made, and nobody else has it.
+        drop(unsafe { OwnedFd::from_raw_fd(last) });
+    }
+}
+
 /// Takes the descriptor that is to be standard error.
 ///
 /// # Safety

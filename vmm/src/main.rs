@@ -83,6 +83,7 @@ fn run(
     config
         .validate()
         .map_err(|error| format!("cannot use the configuration: {error}"))?;
+    handed::make_room(config.kvm_fd);
     // SAFETY: this process has only just started and has opened nothing that it still holds, so whatever is open was
     // handed over; the one descriptor taken so far has been closed again.
     let handed = unsafe { Handed::take(&config) }
@@ -109,6 +110,7 @@ fn run_husk(
         read_config(config_fd).map_err(|error| format!("cannot read the husk's configuration: {error}"))?;
     husk.validate()
         .map_err(|error| format!("cannot use the husk's configuration: {error}"))?;
+    handed::make_room(husk.kvm_fd);
     // SAFETY: as in `run`.
     let (core, parent) = unsafe { handed::Core::take(&husk) }
         .map_err(|error| format!("cannot use the descriptors handed over: {error}"))?;

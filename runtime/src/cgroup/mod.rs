@@ -128,7 +128,7 @@ impl Cgroups {
 }
 
 /// The group of one machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     path: PathBuf,
 }
@@ -158,11 +158,6 @@ impl Cgroup {
                 source,
             }),
         }
-    }
-
-    /// Has a process join, whichever group it is in. What memory it has stays charged where it was.
-    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
-        self.write("cgroup.procs", &pid.to_string())
     }
 
     /// Removes the group, there or not, in which no process is any more.

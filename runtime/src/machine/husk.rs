@@ -1,5 +1,5 @@
 //! A husk: a VMM in its jail that has all of a clone but drives, network and task, and waits for them. Its process, its
-//! user and its cgroup are nobody's until then. When husks are made, and for whom, is in `husks`.
+//! user and its cgroup are nobody's until then, and the machine's afterwards. When husks are made, and for whom, is in `husks`.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ use super::running::last_line;
 use super::starter::Starter;
 use super::templates::Shape;
 use super::users::Users;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Caps, Cgroup, Cgroups};
 use crate::faults::{self, Point};
 use crate::model::task::TaskId;
 use crate::task::host::HostError;
@@ -37,7 +37,9 @@ pub(super) struct Husk {
     id: TaskId,
     users: Arc<Users>,
     group: Cgroup,
+    /// None before it is started, and once it is a machine.
     process: Option<(Child, OwnedFd)>,
+    is_machine: bool,
 }
 
 impl Husk {
@@ -45,12 +47,13 @@ impl Husk {
     pub fn start(starter: &Starter, shape: &Shape, files: TemplateFiles) -> Result<Self, HostError> {
         let id = TaskId::random();
         let user = starter.users.take(&id)?;
-        let name = format!("{GROUP_PREFIX}{}", id.as_str());
+        let name = group_name(&id);
         let mut husk = Self {
             id,
             users: Arc::clone(&starter.users),
             group: starter.cgroups.group(&name).map_err(host_error)?,
             process: None,
+            is_machine: false,
         };
         let cpu_units = shape.vcpus * launch::UNITS_PER_VCPU;
         let caps = launch::caps(cpu_units, shape.memory_mib);
@@ -90,15 +93,21 @@ impl Husk {
         child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Becomes a machine in this cgroup, whose caps hold before the guest runs. Its user must be the machine's by now.
-    pub fn go_on(mut self, group: &Cgroup, rest: HandOver) -> Result<Child, HostError> {
+    /// The name of its cgroup, which will be the machine's.
+    pub fn group(&self) -> String {
+        group_name(&self.id)
+    }
+
+    /// Becomes a machine with these caps, which hold before the guest runs. Its user must be the machine's by now.
+    pub fn go_on(mut self, cgroups: &Cgroups, caps: &Caps, rest: HandOver) -> Result<Child, HostError> {
         let ended = || HostError("the husk has ended".to_owned());
-        let (child, socket) = self.process.as_ref().ok_or_else(ended)?;
-        group.add(child.id()).map_err(host_error)?;
-        faults::pass(Point::HuskMoved);
+        let (_, socket) = self.process.as_ref().ok_or_else(ended)?;
+        cgroups.create(&self.group(), caps).map_err(host_error)?;
+        faults::pass(Point::HuskCapped);
         husk::hand_over(socket.as_fd(), rest).map_err(host_error)?;
         faults::pass(Point::HuskTold);
         let (child, _) = self.process.take().ok_or_else(ended)?;
+        self.is_machine = true;
         Ok(child)
     }
 }
@@ -114,10 +123,17 @@ impl Drop for Husk {
             }
         }
         self.users.release(&self.id);
+        if self.is_machine {
+            return;
+        }
         if let Err(error) = self.group.remove_empty() {
             tracing::warn!(error = %host_error(error), "the control group of a husk stays");
         }
     }
+}
+
+fn group_name(id: &TaskId) -> String {
+    format!("{GROUP_PREFIX}{}", id.as_str())
 }
 
 /// Ours, which does not wait for ever, and the husk's.

@@ -25,9 +25,12 @@ use super::husk::Husk;
 use super::process;
 use super::rates::{self, Rates};
 use super::scratch::ScratchDisks;
-use super::{CONTROL_SOCKET, EXIT_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, USER_FILE, at, host_error};
+use super::{
+    CONTROL_SOCKET, EXIT_FILE, GROUP_FILE, LOG_FILE, PID_FILE, SCRATCH_FILE, USER_FILE, at, host_error,
+};
 use crate::cgroup::{Caps, Cgroup, Cgroups};
 use crate::faults::{self, Point};
+use crate::model::task::TaskId;
 use crate::network::MacAddr;
 use crate::task::host::{HostError, MachineSpec};
 use crate::task::spec::{SCRATCH_DRIVE, VOLUME_DRIVE};
@@ -115,7 +118,13 @@ pub(super) fn machine_bytes(guest_mib: u32) -> u64 {
 impl Launch {
     /// The started VMM. Its folder holds its pid before this returns.
     pub(super) fn run(self, start: &Start) -> Result<Child, HostError> {
-        let group = self.prepare()?;
+        self.prepare()?;
+        let caps = caps(self.spec.cpu_units, self.spec.memory_mib);
+        let group = self
+            .cgroups
+            .create(self.spec.task.as_str(), &caps)
+            .map_err(host_error)?;
+        faults::pass(Point::MachineGroupMade);
         let mut handed = Handed::default();
         let config = self.config(start, &mut handed)?;
         let log = self.log()?;
@@ -125,21 +134,25 @@ impl Launch {
         Ok(child)
     }
 
-    /// The same with a VMM that waits, of a template of the spec's shape.
+    /// The same with a VMM that waits, of a template of the spec's shape, in the cgroup that it waits in: to move a process takes
+    /// the kernel longer than all else here.
     pub(super) fn adopt(self, husk: Husk) -> Result<Child, HostError> {
-        let group = self.prepare()?;
+        self.prepare()?;
+        let group_file = self.dir.join(GROUP_FILE);
+        fs::write(&group_file, husk.group()).map_err(|error| at(&group_file, "write", &error))?;
         let mut handed = Handed::default();
         let mut rest = self.rest(&mut handed)?;
         rest.log_fd = Some(handed.take(self.log()?.into()));
-        let child = husk.go_on(&group, rest)?;
+        let caps = caps(self.spec.cpu_units, self.spec.memory_mib);
+        let child = husk.go_on(&self.cgroups, &caps, rest)?;
         self.note(&child)?;
         Ok(child)
     }
 
-    /// A folder and a cgroup for the machine.
-    fn prepare(&self) -> Result<Cgroup, HostError> {
+    /// A folder for the machine.
+    fn prepare(&self) -> Result<(), HostError> {
         // Whatever an earlier try left; its processes are in the cgroup.
-        let group = self.cgroups.group(self.spec.task.as_str()).map_err(host_error)?;
+        let group = group(&self.cgroups, &self.dir, &self.spec.task)?;
         group.kill().map_err(host_error)?;
         match fs::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -154,13 +167,7 @@ impl Launch {
         let user_file = self.dir.join(USER_FILE);
         fs::write(&user_file, format!("{}\n", self.user)).map_err(|error| at(&user_file, "write", &error))?;
         faults::pass(Point::MachineFolderMade);
-        let caps = caps(self.spec.cpu_units, self.spec.memory_mib);
-        let group = self
-            .cgroups
-            .create(self.spec.task.as_str(), &caps)
-            .map_err(host_error)?;
-        faults::pass(Point::MachineGroupMade);
-        Ok(group)
+        Ok(())
     }
 
     fn log(&self) -> Result<File, HostError> {
@@ -295,6 +302,16 @@ impl Launch {
             serial_limits: None,
         })
     }
+}
+
+/// The cgroup of the machine of a task with this folder, there or not: of the task's name, or the husk's that the machine was.
+pub(super) fn group(cgroups: &Cgroups, dir: &Path, task: &TaskId) -> Result<Cgroup, HostError> {
+    let file = dir.join(GROUP_FILE);
+    let name = match fs::read_to_string(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => task.as_str().to_owned(),
+        name => name.map_err(|error| at(&file, "read", &error))?,
+    };
+    cgroups.group(&name).map_err(host_error)
 }
 
 /// Those of the machine of a task of this size.

@@ -62,6 +62,7 @@ pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 pub(crate) const PID_FILE: &str = "vmm.pid";
 pub(crate) const USER_FILE: &str = "user";
+pub(crate) const GROUP_FILE: &str = "group";
 pub(crate) const LOG_FILE: &str = "vmm.log";
 pub(crate) const SCRATCH_FILE: &str = "scratch.img";
 
@@ -140,9 +141,18 @@ impl LocalHost {
     pub async fn remove_leftovers(&self, kept: &[TaskId]) -> Result<(), HostError> {
         let mut names = self.starter.cgroups.list().map_err(host_error)?;
         // Husks of an earlier daemon have ended with it, or are about to: nobody may have their users before.
+        let mut machines = Vec::new();
+        for task in kept {
+            // One that was not noted as started is started anew.
+            if self.starter.dir(task).join(PID_FILE).exists() {
+                machines.push(self.starter.group(task)?);
+            }
+        }
         for name in names.iter().filter(|name| name.starts_with(husk::GROUP_PREFIX)) {
             let group = self.starter.cgroups.group(name).map_err(host_error)?;
-            group.remove().await.map_err(host_error)?;
+            if !machines.contains(&group) {
+                group.remove().await.map_err(host_error)?;
+            }
         }
         let dir = &self.starter.machines_dir;
         for entry in std::fs::read_dir(dir)
@@ -290,11 +300,7 @@ impl Host for LocalHost {
                 // It ended while it was being looked at, or does not answer: what does not answer is not left running.
                 Err(error) => {
                     tracing::warn!(%task, %error, "a machine does not answer");
-                    self.starter
-                        .cgroups
-                        .group(task.as_str())
-                        .and_then(|group| group.kill())
-                        .map_err(host_error)?;
+                    self.starter.group(task)?.kill().map_err(host_error)?;
                     Ok(Found::Ended(running::end_of(&dir, Some(&error.0))))
                 }
             }
@@ -311,8 +317,7 @@ impl Host for LocalHost {
             {
                 return Ok(None);
             }
-            let usage = self.starter.cgroups.group(task.as_str()).map_err(host_error)?;
-            let usage = usage.usage().map_err(host_error)?;
+            let usage = self.starter.group(task)?.usage().map_err(host_error)?;
             let counters = tokio::task::spawn_blocking(move || running::counters(&dir)).await;
             let (counters, guest) = counters.map_err(|error| HostError(error.to_string()))??;
             Ok(Some(MachineMetrics {

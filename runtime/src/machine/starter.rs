@@ -8,13 +8,13 @@ use std::sync::Arc;
 use berth_vmm::config::HugePages;
 
 use super::husk::Husk;
-use super::launch::{Binaries, Launch, Start};
+use super::launch::{self, Binaries, Launch, Start};
 use super::running::RunningMachine;
 use super::scratch::ScratchDisks;
 use super::users::Users;
 use super::{DriveEngine, Rates};
 use super::{at, host_error};
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroup, Cgroups};
 use crate::model::task::TaskId;
 use crate::task::host::{HostError, MachineSpec};
 
@@ -60,6 +60,11 @@ impl Starter {
         attach(launch.dir.clone(), held, move || launch.adopt(husk)).await
     }
 
+    /// The control group of a task's machine, there or not.
+    pub fn group(&self, task: &TaskId) -> Result<Cgroup, HostError> {
+        launch::group(&self.cgroups, &self.dir(task), task)
+    }
+
     fn launch(&self, spec: Arc<MachineSpec>, user: u32) -> Launch {
         Launch {
             dir: self.dir(&spec.task),
@@ -76,12 +81,7 @@ impl Starter {
 
     /// Ends the machine if it runs and removes everything of it.
     pub async fn remove(&self, task: &TaskId) -> Result<(), HostError> {
-        self.cgroups
-            .group(task.as_str())
-            .map_err(host_error)?
-            .remove()
-            .await
-            .map_err(host_error)?;
+        self.group(task)?.remove().await.map_err(host_error)?;
         let dir = self.dir(task);
         match tokio::fs::remove_dir_all(&dir).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&dir, "remove", &error)),
