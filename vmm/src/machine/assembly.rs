@@ -9,7 +9,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::MachineError;
 use crate::arch::layout;
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, RegisterPages};
+use crate::devices::virtio::mmio::{
+    INTERRUPT_ACK, MmioTransport, QUEUE_INTERRUPT, QUEUE_NOTIFY, RegisterPages,
+};
 use crate::metrics::Counters;
 use crate::vcpu::Buses;
 
@@ -22,6 +24,8 @@ pub(super) struct Assembly<'a> {
     pub(super) registers: Arc<RegisterPages>,
     pub(super) virtio: Vec<Arc<MmioTransport>>,
     pub(super) lines: InterruptLines,
+    /// Where KVM leaves the acknowledgements of used buffers. Nobody reads them.
+    pub(super) acknowledged: EventFd,
 }
 
 /// The events that raise interrupts, and on which line.
@@ -86,6 +90,16 @@ impl Assembly<'_> {
                     source,
                 })
         })?;
+        self.vm
+            .register_ioevent(
+                &self.acknowledged,
+                &IoEventAddress::Mmio(base + INTERRUPT_ACK),
+                QUEUE_INTERRUPT,
+            )
+            .map_err(|source| MachineError::Acknowledgements {
+                device: index,
+                source,
+            })?;
         let transport = Arc::new(transport);
         self.buses
             .mmio

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::core::Core;
 use crate::arch::boot::BootError;
@@ -77,6 +78,11 @@ pub enum MachineError {
     QueueKick {
         device: usize,
         queue: u32,
+        source: kvm_ioctls::Error,
+    },
+    #[error("cannot connect the acknowledgements of device {device}: {source}")]
+    Acknowledgements {
+        device: usize,
         source: kvm_ioctls::Error,
     },
     #[error("cannot start the thread of a device: {0}")]
@@ -149,6 +155,8 @@ impl Core {
             registers: RegisterPages::new(config.virtio_devices()),
             virtio: Vec::new(),
             lines: InterruptLines::default(),
+            acknowledged: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(MachineError::Event)?,
         };
         let limits = DeviceLimits::new(config, &counters).map_err(MachineError::Event)?;
         let generation = Generation::new(assembly.interrupt_line(layout::ACPI_GSI)?);

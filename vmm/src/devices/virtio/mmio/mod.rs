@@ -27,8 +27,8 @@ use crate::metrics::{Counters, count};
 use pages::RegisterPage;
 pub use pages::{PAGE_BYTES, RegisterPages};
 use queue_setup::{QueueSetup, set_half};
-pub use registers::QUEUE_NOTIFY;
 use registers::*;
+pub use registers::{INTERRUPT_ACK, QUEUE_INTERRUPT, QUEUE_NOTIFY};
 pub use state::{TransportState, TransportStateError};
 
 /// A virtio device behind its registers.
@@ -196,6 +196,8 @@ impl MmioTransport {
     fn write_register(&self, offset: u64, value: u32) {
         let status = self.shared.status();
         match offset {
+            // The usual one, of used buffers alone, stays in the kernel, and the bit as it is: a driver that sees it again looks for
+            // buffers and finds none.
             INTERRUPT_ACK => {
                 let register = self.shared.page.register(INTERRUPT_STATUS);
                 register.fetch_and(!value.to_le(), Ordering::SeqCst);

@@ -15,7 +15,7 @@ pub(super) const QUEUE_READY: u64 = 0x044;
 /// Written by the driver to kick a queue; KVM turns that into an event without telling user space.
 pub const QUEUE_NOTIFY: u64 = 0x050;
 pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-pub(super) const INTERRUPT_ACK: u64 = 0x064;
+pub const INTERRUPT_ACK: u64 = 0x064;
 pub(super) const STATUS: u64 = 0x070;
 pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
 pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
@@ -42,5 +42,5 @@ pub(super) const DEVICE_NEEDS_RESET: u32 = 64;
 pub(super) const FAILED: u32 = 128;
 
 /// Bits of the interrupt status.
-pub(super) const QUEUE_INTERRUPT: u32 = 1;
+pub const QUEUE_INTERRUPT: u32 = 1;
 pub(super) const CONFIG_INTERRUPT: u32 = 2;
