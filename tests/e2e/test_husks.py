@@ -56,8 +56,10 @@ def test_tasks_that_a_husk_waited_for_are_each_themselves(ready, daemon, tasks):
     daemon.wait_for_husks(EACH)
     husks, seen = waiting(), []
     assert len(husks) == EACH
+    started, groups = [], []
     for task in tasks.run(definition, count=EACH):
         task = tasks.wait(task, "RUNNING")
+        started.append(task)
         said = words(tasks, task)
         assert from_husk(daemon, task) and is_clone(task)
         assert said["mac"] == eni(task)["macAddress"]
@@ -72,6 +74,7 @@ def test_tasks_that_a_husk_waited_for_are_each_themselves(ready, daemon, tasks):
         assert next(jail.statuses(machine))["Uid"].split() == [(folder / "user").read_text().strip()] * 4
         assert os.readlink(f"/proc/{machine}/fd/2") == str((folder / "vmm.log").resolve())
         seen.append((said, machine))
+        groups.append(group)
     for what in ["boot id", "uuid", "mac"]:
         assert len({said[what] for said, _ in seen}) == EACH
     machines = [machine for _, machine in seen]
@@ -87,7 +90,15 @@ def test_tasks_that_a_husk_waited_for_are_each_themselves(ready, daemon, tasks):
     assert host.husks() == {}
     wait_until_gone(husks)
     assert set(machines) <= set(host.machines())
+    # The next daemon finds these by the groups that they waited in, and leaves nothing of them in the end.
     daemon.start()
+    for task in started:
+        assert tasks.describe(task)["lastStatus"] == "RUNNING"
+        used = daemon.wire.berth("GetMachineMetrics", task=task_id(task))["metrics"]
+        assert used["cpuUsageUs"] > 0 and used["memoryBytes"] > 1 << 20, used
+    assert all(group.exists() for group in groups)
+    tasks.stop(*started)
+    assert not any(group.exists() for group in groups)
 
 
 def test_husks_that_were_killed_cost_a_task_nothing(ready, daemon, tasks):

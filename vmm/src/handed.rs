@@ -292,3 +292,25 @@ impl Claim {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_descriptors_before_there_are_threads() {
+        let room = || -> usize {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+            line.unwrap().trim().parse().unwrap()
+        };
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let file = tempfile::tempfile().unwrap();
+        let before = open();
+        make_room(file.as_raw_fd());
+        assert!(room() >= 256);
+        assert_eq!(open(), before);
+        // What is not open is told of by whoever takes it.
+        make_room(-1);
+    }
+}
