@@ -117,7 +117,8 @@ def test_metrics_count_what_a_machine_does(running, images, tasks):
     task = tasks.start(images.busybox, "dd if=/dev/zero of=/file bs=1M count=8 && sync && echo done; sleep 3600", stopTimeout=2)
     tasks.wait_for_output(task, "done")
     metrics = json.loads(running.berth("metrics", task_id(task), "--json", check=True).stdout)
-    assert metrics["blockWriteBytes"] >= 8 << 20 and metrics["blockFlushOps"] >= 1, metrics
+    # Nothing waits for the host's disk on account of one that ends with its task; for a volume's see test_volumes.py.
+    assert metrics["blockWriteBytes"] >= 8 << 20 and metrics["blockFlushOps"] == 0, metrics
     if os.environ.get("BERTH_LAB") == "nested":
         # Its kernel has io_uring, and the image and the disk are files on a disk.
         assert metrics["blockIoUringDrives"] == 2, metrics

@@ -124,6 +124,19 @@ def test_a_volume_is_as_large_as_it_was_made_and_gives_back_what_is_deleted(runn
     assert (running.data_dir / "volumes" / f"{listed(running)[volume]['volumeId']}.img").stat().st_size == 1 << 30
 
 
+def test_what_a_program_syncs_is_flushed_to_the_volumes_file(running, images, tasks, volume):
+    task = tasks.wait(run(tasks, images.busybox, "sleep 3600", snapshotId=volume), "RUNNING")
+
+    def flushes():
+        metrics = json.loads(running.berth("metrics", task_id(task), "--json", check=True).stdout)
+        return metrics["blockFlushOps"]
+
+    before = flushes()
+    running.berth("exec", task_id(task), "--", "sh", "-c", "echo kept > /data/file && sync", check=True)
+    assert flushes() > before
+    tasks.stop(task)
+
+
 def test_a_volume_survives_its_machine_and_the_daemon(running, images, tasks, volume):
     line = (
         "echo synced > /data/file; sync; echo ready;"
