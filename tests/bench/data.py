@@ -13,7 +13,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 
-from guest import Lines, say_and_finish, start
+from guest import Lines, say_and_finish, spread, start
 from host import on_the_last_processor
 from quiet import say
 from vmm import Machine
@@ -143,6 +143,7 @@ def links_of(kind, script, tap, again=True):
     machine = start(kind, script, tap=tap)
     try:
         Lines(machine).until("listening")
+        spread(machine)
         when_it_echoes(GUEST)
         return {"in": iperf(GUEST), "out": iperf(GUEST, "-R"), "requests": requests(GUEST)}
     except (TimeoutError, subprocess.TimeoutExpired) as error:
@@ -216,7 +217,9 @@ $b chroot /t socat -u -b262144 VSOCK-CONNECT:2:5001 OPEN:/dev/null
         machine = start("berth", script, vsock=True)
         try:
             connections = machine.connections()
-            found["out"].append(drained(next(connections)))
+            first = next(connections)
+            spread(machine)
+            found["out"].append(drained(first))
             found["in"].append(filled(next(connections)))
         finally:
             machine.close()

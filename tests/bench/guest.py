@@ -6,6 +6,7 @@ import select
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import product
 from initrd import initrd
@@ -57,7 +58,7 @@ class Qemu:
 
     def __init__(self, archive, disk=None, tap=None):
         self.output, writer = os.pipe()
-        command = ["qemu-system-x86_64", "-M", "microvm", "-enable-kvm", "-cpu", "host", "-smp", "1"]
+        command = ["qemu-system-x86_64", "-M", "microvm", "-name", "peer,debug-threads=on", "-enable-kvm", "-cpu", "host", "-smp", "1"]
         command += ["-m", f"{MEMORY_MIB}M", "-no-reboot", "-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]
         command += ["-kernel", KERNEL, "-initrd", archive, "-append", CMDLINE]
         drives = [(tools(), "on"), *([(disk, "off")] if disk else [])]
@@ -126,6 +127,15 @@ def start(kind, script, *, disk=None, tap=None, vsock=False, engine="auto"):
     for descriptor in [*opened, *nets]:
         os.close(descriptor)
     return machine
+
+
+def spread(machine):
+    """Lets all of a running VMM but its vCPUs, which `Machine.before` keeps off the emulated lab's first processor, run on any."""
+    for thread in Path(f"/proc/{machine.process.pid}/task").iterdir():
+        name = (thread / "comm").read_text()
+        # As berth-vmm and QEMU call theirs.
+        if not name.startswith(("vcpu", "CPU ")):
+            os.sched_setaffinity(int(thread.name), os.sched_getaffinity(0))
 
 
 def say_and_finish(machine):

@@ -50,42 +50,8 @@ impl<'m> ChainBuffers<'m> {
         direction: Direction,
         max_len: usize,
     ) -> Result<Self, ChainError> {
-        let permissions = match direction {
-            Direction::DriverToDevice => Permissions::Read,
-            Direction::DeviceToDriver => Permissions::Write,
-        };
         let mut iovecs = Vec::with_capacity(4);
-        let mut len = 0usize;
-        // A walk that ends on a descriptor with a successor was cut off: by a loop, an index or table outside its
-        // bounds, or a total over 4 GiB.
-        let mut whole = false;
-        for (position, descriptor) in chain.enumerate() {
-            if position >= MAX_DESCRIPTORS {
-                return Err(ChainError::TooManyDescriptors);
-            }
-            if descriptor.is_write_only() != (direction == Direction::DeviceToDriver) {
-                return Err(ChainError::Direction);
-            }
-            whole = !descriptor.has_next();
-            let size = descriptor.len() as usize;
-            len = len
-                .checked_add(size)
-                .filter(|&len| len <= max_len)
-                .ok_or(ChainError::TooLong(max_len))?;
-            for slice in memory.get_slices(descriptor.addr(), size, permissions)? {
-                let slice = slice?;
-                if iovecs.len() >= MAX_DESCRIPTORS {
-                    return Err(ChainError::TooManyDescriptors);
-                }
-                iovecs.push(iovec {
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
-                });
-            }
-        }
-        if !whole {
-            return Err(ChainError::Cut);
-        }
+        let len = append_chain(memory, chain, direction, max_len, &mut iovecs)?;
         Ok(Self {
             iovecs,
             len,
@@ -101,11 +67,6 @@ impl<'m> ChainBuffers<'m> {
     /// For a system call; valid while `self` lives.
     pub(crate) fn iovecs(&self) -> &[iovec] {
         &self.iovecs
-    }
-
-    /// The iovecs without the lifetime that protects them. The caller keeps the guest memory mapped.
-    pub(crate) fn into_iovecs(self) -> Vec<iovec> {
-        self.iovecs
     }
 
     /// The first `at` bytes (or all, where there are fewer), and the rest.
@@ -169,6 +130,55 @@ impl<'m> ChainBuffers<'m> {
         // SAFETY: the iovecs lie within guest memory that is mapped for `'m` (see the type).
         unsafe { copy_into(&self.iovecs, 0, data) }
     }
+}
+
+/// Walks a chain whose buffers must all have one direction and hold at most `max_len` bytes together, and appends them to
+/// a list, which then lacks the lifetime that protects them: the caller keeps the guest memory mapped. Returns how many
+/// bytes they hold. After an error the list may have some of them.
+pub(crate) fn append_chain(
+    memory: &GuestMemoryMmap,
+    chain: DescriptorChain<&GuestMemoryMmap>,
+    direction: Direction,
+    max_len: usize,
+    iovecs: &mut Vec<iovec>,
+) -> Result<usize, ChainError> {
+    let permissions = match direction {
+        Direction::DriverToDevice => Permissions::Read,
+        Direction::DeviceToDriver => Permissions::Write,
+    };
+    let most = iovecs.len() + MAX_DESCRIPTORS;
+    let mut len = 0usize;
+    // A walk that ends on a descriptor with a successor was cut off: by a loop, an index or table outside its
+    // bounds, or a total over 4 GiB.
+    let mut whole = false;
+    for (position, descriptor) in chain.enumerate() {
+        if position >= MAX_DESCRIPTORS {
+            return Err(ChainError::TooManyDescriptors);
+        }
+        if descriptor.is_write_only() != (direction == Direction::DeviceToDriver) {
+            return Err(ChainError::Direction);
+        }
+        whole = !descriptor.has_next();
+        let size = descriptor.len() as usize;
+        len = len
+            .checked_add(size)
+            .filter(|&len| len <= max_len)
+            .ok_or(ChainError::TooLong(max_len))?;
+        for slice in memory.get_slices(descriptor.addr(), size, permissions)? {
+            let slice = slice?;
+            if iovecs.len() >= most {
+                return Err(ChainError::TooManyDescriptors);
+            }
+            iovecs.push(iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+        }
+    }
+    if !whole {
+        return Err(ChainError::Cut);
+    }
+    Ok(len)
 }
 
 /// Copies `data` to the bytes from `offset` on of a list of buffers, as much as fits.

@@ -2,7 +2,7 @@
 //!
 //! Buffers that the driver has offered are parsed once and kept until used, so that a frame costs one `readv` into
 //! guest memory. The tap cannot say how long its next frame is; while the buffers at hand might be too few for the
-//! longest, a frame is read into the device's own buffer and copied, and waits there for more buffers if it must.
+//! longest, the device's own buffer stands behind them, and what of a frame lands there waits for more of them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +15,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::buffers::{ChainBuffers, Direction, MAX_DESCRIPTORS, copy_into};
+use super::buffers::{Direction, MAX_DESCRIPTORS, append_chain, copy_into};
 use super::header::{HEADER_BYTES, NUM_BUFFERS_OFFSET};
 use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
 use crate::devices::virtio::QueuePosition;
@@ -34,7 +34,7 @@ struct Offered {
     len: usize,
 }
 
-/// What became of a frame that waits in the device's buffer.
+/// What became of a frame whose end waits in the device's buffer.
 enum Held {
     None,
     Waiting,
@@ -53,11 +53,16 @@ pub(super) struct Receive {
     iovecs: Vec<libc::iovec>,
     /// Bytes that all offered chains hold.
     capacity: usize,
+    /// The end of a frame whose start is in the first buffers that are offered.
     held: Box<[u8; MAX_READ_BYTES]>,
-    /// Length of the frame in `held`; 0 for none.
+    /// How much of it there is; 0 for none.
     held_len: usize,
+    /// How much of the frame is in those buffers.
+    held_from: usize,
     /// The used index when the driver was last considered for an interrupt.
     signalled: u16,
+    /// Kept between frames to save its allocation.
+    used: Vec<(u16, u32)>,
     /// Whether the tap may have a frame: set by its event, cleared when it is empty.
     tap_ready: bool,
 }
@@ -82,7 +87,9 @@ impl Receive {
             capacity: 0,
             held: Box::new([0; MAX_READ_BYTES]),
             held_len: 0,
+            held_from: 0,
             signalled,
+            used: Vec::new(),
             tap_ready: true,
         }
     }
@@ -147,18 +154,21 @@ impl Receive {
         } else {
             let own = libc::iovec {
                 iov_base: self.held.as_mut_ptr().cast(),
-                iov_len: MAX_READ_BYTES,
+                iov_len: MAX_READ_BYTES - space,
             };
-            // SAFETY: the iovec is the device's own buffer, exclusively borrowed.
-            unsafe { tap::read_frame(tap, &[own]) }
+            let mut all = Vec::with_capacity(iovecs + 1);
+            all.extend_from_slice(self.iovecs.get(..iovecs).unwrap_or_default());
+            all.push(own);
+            // SAFETY: as above, and the last iovec is the device's own buffer, exclusively borrowed.
+            unsafe { tap::read_frame(tap, &all) }
         };
         if let Ok(len) = read {
             self.throttle.charge(1, len.saturating_sub(HEADER_BYTES) as u64);
         }
         match read {
             Ok(len) if len <= HEADER_BYTES => {}
-            Ok(len) if space >= MAX_READ_BYTES => self.complete(len)?,
-            Ok(len) => self.held_len = len,
+            Ok(len) if len <= space => self.complete(len)?,
+            Ok(len) => (self.held_from, self.held_len) = (space, len - space),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Empty, or gone for good; either way only an event can change it.
             Err(_) => self.tap_ready = false,
@@ -175,19 +185,24 @@ impl Receive {
                 break;
             };
             let head = chain.head_index();
-            match ChainBuffers::new(&self.memory, chain, Direction::DeviceToDriver, usize::MAX) {
-                Ok(buffers) if buffers.len() >= HEADER_BYTES => {
-                    let len = buffers.len();
-                    let iovecs = buffers.into_iovecs();
+            let before = self.iovecs.len();
+            match append_chain(
+                &self.memory,
+                chain,
+                Direction::DeviceToDriver,
+                usize::MAX,
+                &mut self.iovecs,
+            ) {
+                Ok(len) if len >= HEADER_BYTES => {
                     self.capacity = self.capacity.saturating_add(len);
                     self.offered.push_back(Offered {
                         head,
-                        iovecs: iovecs.len(),
+                        iovecs: self.iovecs.len() - before,
                         len,
                     });
-                    self.iovecs.extend(iovecs);
                 }
                 _ => {
+                    self.iovecs.truncate(before);
                     refused += 1;
                     count(&self.counters.device_errors, 1);
                     self.queue.add_used(&self.memory, head, 0)?;
@@ -197,7 +212,7 @@ impl Receive {
         Ok(())
     }
 
-    /// Copies the frame in the device's buffer to the driver, if there is one and it fits.
+    /// Copies the end of a frame from the device's buffer to the driver, if there is one and it fits.
     fn deliver_held(&mut self) -> Result<Held, QueueError> {
         if self.held_len == 0 {
             return Ok(Held::None);
@@ -207,7 +222,7 @@ impl Receive {
         } else {
             self.offered.front().map_or(0, |o| o.len)
         };
-        if space < self.held_len {
+        if space < self.held_from + self.held_len {
             // More buffers help only a mergeable driver that has not offered all it can.
             let all_offered = self.offered.len() >= usize::from(self.queue.size());
             let no_use = !self.mergeable && !self.offered.is_empty();
@@ -219,16 +234,17 @@ impl Receive {
             return Ok(Held::Waiting);
         }
         let len = std::mem::take(&mut self.held_len);
-        let frame = self.held.get(..len).unwrap_or_default();
+        let end = self.held.get(..len).unwrap_or_default();
         // SAFETY: the iovecs are guest memory, which `self.memory` keeps mapped.
-        unsafe { copy_into(&self.iovecs, 0, frame) };
-        self.complete(len)?;
+        unsafe { copy_into(&self.iovecs, self.held_from, end) };
+        self.complete(self.held_from + len)?;
         Ok(Held::Gone)
     }
 
     /// Gives the driver the chains that a frame of `len` bytes (header included) has filled.
     fn complete(&mut self, len: usize) -> Result<(), QueueError> {
-        let mut used = Vec::with_capacity(1);
+        let mut used = std::mem::take(&mut self.used);
+        used.clear();
         let mut iovecs = 0;
         let mut left = len;
         while left > 0 {
@@ -248,7 +264,9 @@ impl Receive {
         self.iovecs.drain(..iovecs.min(self.iovecs.len()));
         count(&self.counters.net_rx_packets, 1);
         count(&self.counters.net_rx_bytes, (len - HEADER_BYTES) as u64);
-        self.publish(&used)
+        let published = self.publish(&used);
+        self.used = used;
+        published
     }
 
     /// Moves the used index past all chains of a frame at once: a driver that sees the first expects the others.

@@ -67,6 +67,8 @@ pub(super) struct Connection {
     sent: u32,
     /// A credit request is on the way.
     credit_requested: bool,
+    /// What was sent when the last one was made.
+    requested_at: u32,
     host_sends: bool,
     host_receives: bool,
 }
@@ -85,6 +87,7 @@ impl Connection {
             peer,
             sent: 0,
             credit_requested: false,
+            requested_at: 0,
             host_sends: true,
             host_receives: true,
         }
@@ -241,6 +244,13 @@ impl Connection {
     pub(super) fn on_sent(&mut self, len: u32) {
         debug_assert!(len <= self.sendable());
         self.sent = self.sent.wrapping_add(len);
+        // A guest tells of itself only when little of its buffer is left, and would have read all of it before more comes.
+        // Not more often than for each quarter of its buffer: an answer may be that it has read nothing.
+        let buffer = self.peer.buf_alloc;
+        let since = self.sent.wrapping_sub(self.requested_at);
+        if !self.credit_requested && self.credit() < buffer / 2 && since >= buffer / 4 {
+            self.request_credit();
+        }
     }
 
     /// Whether a credit request would be of use: there is no credit, and none was asked for.
@@ -250,6 +260,7 @@ impl Connection {
 
     pub(super) fn request_credit(&mut self) {
         self.credit_requested = true;
+        self.requested_at = self.sent;
         self.due.credit_request = true;
     }
 

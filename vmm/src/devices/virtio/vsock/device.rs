@@ -95,6 +95,7 @@ impl VirtioDevice for Vsock {
             receive: Some(receive.queue),
             transmit: Some(transmit.queue),
             event: event.queue,
+            burst: 1,
             restored,
             memory,
             table: Table::new(self.guest_cid, Arc::clone(&epoll), Arc::clone(&self.counters)),

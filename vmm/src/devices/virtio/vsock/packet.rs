@@ -1,5 +1,7 @@
 //! The header of a vsock packet (virtio 1.3, 5.10.6 `struct virtio_vsock_hdr`).
 
+use crate::devices::virtio::net::buffers::ChainBuffers;
+
 /// The host's context id.
 pub(super) const HOST_CID: u64 = 2;
 /// `VIRTIO_VSOCK_TYPE_STREAM`, the only type of socket that the device has.
@@ -100,6 +102,20 @@ fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
     let mut field = [0; N];
     field.copy_from_slice(&bytes[at..at + N]);
     field
+}
+
+/// The buffers of the guest that one packet goes into.
+pub(super) struct Room<'m> {
+    pub(super) header: ChainBuffers<'m>,
+    pub(super) data: ChainBuffers<'m>,
+}
+
+impl<'m> Room<'m> {
+    /// None of buffers that hold no more than a header.
+    pub(super) fn new(buffers: ChainBuffers<'m>) -> Option<Self> {
+        let (header, data) = buffers.split_at(HEADER_BYTES);
+        (data.len() > 0).then_some(Self { header, data })
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::handle::Shared;
-use super::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES};
+use super::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES, Room};
 use super::table::{Key, Table};
 use crate::devices::virtio::net::buffers::{ChainBuffers, Direction};
 use crate::devices::virtio::worker::Stop;
@@ -32,6 +32,9 @@ const TRANSMIT_KICK: u64 = OWN | 3;
 const TRANSPORT_RESET: u32 = 0;
 /// Packets per queue and run, after which the other queue has its turn and the driver its interrupt.
 const PACKETS_PER_RUN: usize = 64;
+
+/// Packets that one read of a socket may fill: with the buffers of Linux's driver, of 4 KiB, as much as one packet may hold.
+const MAX_BURST: usize = 16;
 
 /// What wakes the thread, besides the sockets of connections.
 pub(super) struct Events {
@@ -62,6 +65,8 @@ pub(super) struct Service {
     pub(super) receive: Option<Queue>,
     pub(super) transmit: Option<Queue>,
     pub(super) event: Queue,
+    /// How many packets the next read of a socket may fill: one, and twice as many each time that all were filled.
+    pub(super) burst: usize,
     /// The guest has connections from before that lead nowhere, and does not know it.
     pub(super) restored: bool,
     pub(super) memory: GuestMemoryMmap,
@@ -268,36 +273,52 @@ impl Service {
         let now = Instant::now();
         let mut used = false;
         let mut more = false;
-        for step in 0..=PACKETS_PER_RUN {
-            if !self.table.has_outgoing() {
-                break;
-            }
-            if step == PACKETS_PER_RUN {
-                more = true;
-                break;
-            }
-            let Some(chain) = queue.iter(&self.memory)?.next() else {
-                if queue.enable_notification(&self.memory)? {
-                    continue;
-                }
-                break;
-            };
-            let head = chain.head_index();
-            let len = match ChainBuffers::new(&self.memory, chain, Direction::DeviceToDriver, usize::MAX) {
-                Ok(buffers) if buffers.len() > HEADER_BYTES => {
-                    let Some(len) = self.table.next_outgoing(buffers, now) else {
-                        queue.go_to_previous_position();
-                        break;
-                    };
-                    len
-                }
-                _ => {
+        // Chains that were taken and are still to be filled.
+        let (mut heads, mut rooms) = (Vec::new(), Vec::new());
+        let mut steps = 0;
+        while self.table.has_outgoing() {
+            while rooms.len() < self.burst && steps < PACKETS_PER_RUN {
+                steps += 1;
+                let Some(chain) = queue.iter(&self.memory)?.next() else {
+                    if rooms.is_empty() && queue.enable_notification(&self.memory)? {
+                        continue;
+                    }
+                    break;
+                };
+                let head = chain.head_index();
+                let buffers =
+                    ChainBuffers::new(&self.memory, chain, Direction::DeviceToDriver, usize::MAX).ok();
+                if let Some(room) = buffers.and_then(Room::new) {
+                    heads.push(head);
+                    rooms.push(room);
+                } else {
                     count(&self.counters.device_errors, 1);
-                    0
+                    queue.add_used(&self.memory, head, 0)?;
+                    used = true;
                 }
+            }
+            if rooms.is_empty() {
+                more = steps >= PACKETS_PER_RUN;
+                break;
+            }
+            let lengths = self.table.next_outgoing(&rooms, now);
+            let filled = lengths.len();
+            self.burst = if filled == rooms.len() {
+                (2 * self.burst).min(MAX_BURST)
+            } else {
+                1
             };
-            queue.add_used(&self.memory, head, len)?;
+            if filled == 0 {
+                break;
+            }
+            rooms.drain(..filled);
+            for (head, length) in heads.drain(..filled).zip(lengths) {
+                queue.add_used(&self.memory, head, length)?;
+            }
             used = true;
+        }
+        for _ in rooms {
+            queue.go_to_previous_position();
         }
         Ok(Progress {
             more,

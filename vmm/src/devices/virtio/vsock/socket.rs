@@ -8,17 +8,13 @@ use libc::iovec;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBuf;
 
-use super::table::LARGE_WINDOW_BYTES;
-
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// The device's end and the far end of a new stream socket pair, for a connection with this window. The kernel's buffer
-/// on the way to the host counts as the device's memory, so a small window gets a small one.
+/// on the way to the host counts as the device's memory: it gets twice the window, as far as the host allows.
 pub(super) fn pair(window: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (near, far) = UnixStream::pair()?;
-    if window < LARGE_WINDOW_BYTES {
-        setsockopt(&near, SndBuf, &(window as usize))?;
-    }
+    setsockopt(&near, SndBuf, &(window as usize))?;
     Ok((near.into(), far.into()))
 }
 

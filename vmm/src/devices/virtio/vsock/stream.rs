@@ -11,7 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{Connection, Control, Violation};
 use super::handle::Caller;
-use super::packet::{Credit, Header, MAX_DATA_BYTES, Op};
+use super::packet::{Credit, Header, MAX_DATA_BYTES, Op, Room};
 use super::socket;
 use crate::devices::virtio::net::buffers::ChainBuffers;
 use crate::metrics::{Counters, count};
@@ -19,7 +19,7 @@ use crate::metrics::{Counters, count};
 /// What a stream sends to the guest.
 pub(super) enum Outgoing {
     Control(Control, Credit),
-    /// So many bytes, which are in the guest's buffers already.
+    /// So many bytes, which are in the guest's buffers already, each room but the last full.
     Data(u32, Credit),
 }
 
@@ -183,8 +183,9 @@ impl Stream {
         }
     }
 
-    /// The next packet to the guest; data is read from the socket into `room`.
-    pub(super) fn next_outgoing(&mut self, room: &ChainBuffers<'_>) -> Option<Outgoing> {
+    /// The next packet to the guest, or packets: data is read from the socket into as many of the rooms as it fills, at most
+    /// [`MAX_DATA_BYTES`].
+    pub(super) fn next_outgoing(&mut self, rooms: &[Room<'_>]) -> Option<Outgoing> {
         loop {
             if let Some(control) = self.connection.next_control() {
                 return Some(Outgoing::Control(control, self.connection.announce()));
@@ -198,9 +199,14 @@ impl Stream {
                 self.connection.request_credit();
                 continue;
             }
-            let room = room.first((sendable as usize).min(MAX_DATA_BYTES));
+            let mut left = (sendable as usize).min(MAX_DATA_BYTES);
+            let mut iovecs = Vec::with_capacity(rooms.len());
+            for room in rooms {
+                iovecs.extend(room.data.first(left));
+                left -= room.data.len().min(left);
+            }
             // SAFETY: the iovecs are guest memory borrowed by the caller's buffers.
-            match unsafe { socket::receive(socket, &room) } {
+            match unsafe { socket::receive(socket, &iovecs) } {
                 Ok(0) => {
                     self.readable = false;
                     self.connection.host_stops_sending();

@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::Connection;
 use super::handle::{Caller, Listener};
-use super::packet::{Credit, HEADER_BYTES, HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
+use super::packet::{Credit, HEADER_BYTES, HOST_CID, Header, Op, Room, SHUTDOWN_BOTH, TYPE_STREAM};
 use super::socket;
 use super::stream::{Outgoing, Stream};
 use crate::devices::virtio::net::buffers::ChainBuffers;
@@ -253,20 +253,27 @@ impl Table {
         !self.replies.is_empty() || !self.ready.is_empty()
     }
 
-    /// Writes the next packet into the guest's buffers, which hold more than a header. Streams take turns by packet.
-    /// Returns the length of the packet, or none where there was nothing to send.
-    pub(super) fn next_outgoing(&mut self, buffers: ChainBuffers<'_>, now: Instant) -> Option<u32> {
-        let (front, room) = buffers.split_at(HEADER_BYTES);
+    /// Writes the next packets into the guest's buffers: one, or, while no other stream waits for its turn, as many as
+    /// the data at hand fills. Returns the lengths of the packets, of which there are none where there was nothing to send.
+    pub(super) fn next_outgoing(&mut self, rooms: &[Room<'_>], now: Instant) -> Vec<u32> {
+        let Some(first) = rooms.first() else {
+            return Vec::new();
+        };
         if let Some(reply) = self.replies.pop_front() {
-            front.write(&reply.encode());
-            return Some(HEADER_BYTES as u32);
+            first.header.write(&reply.encode());
+            return vec![HEADER_BYTES as u32];
         }
         while let Some(key) = self.ready.pop_front() {
             let Some(stream) = self.streams.get_mut(&key) else {
                 continue;
             };
             stream.queued = false;
-            let Some(outgoing) = stream.next_outgoing(&room) else {
+            let rooms = if self.ready.is_empty() {
+                rooms
+            } else {
+                std::slice::from_ref(first)
+            };
+            let Some(outgoing) = stream.next_outgoing(rooms) else {
                 continue;
             };
             let (op, flags, len, credit) = match outgoing {
@@ -278,15 +285,26 @@ impl Table {
                 stream.deadline = Some(deadline);
                 self.deadlines.push_back((deadline, key));
             }
-            front.write(&self.header(key, op, flags, len, credit).encode());
+            let mut lengths = Vec::with_capacity(rooms.len());
+            let mut left = len;
+            for room in rooms {
+                let part = left.min(room.data.len() as u32);
+                let header = self.header(key, op, flags, part, credit);
+                room.header.write(&header.encode());
+                lengths.push(HEADER_BYTES as u32 + part);
+                left -= part;
+                if left == 0 {
+                    break;
+                }
+            }
             if op == Op::Reset {
                 self.remove(key);
             } else {
                 self.enqueue(key);
             }
-            return Some(HEADER_BYTES as u32 + len);
+            return lengths;
         }
-        None
+        Vec::new()
     }
 
     fn header(&self, key: Key, op: Op, flags: u32, len: u32, credit: Credit) -> Header {

@@ -45,6 +45,7 @@ impl VsockQueues {
             receive: Some(receive),
             transmit: Some(transmit),
             event,
+            burst: 1,
             restored: false,
             memory,
             table: Table::new(guest_cid, Arc::clone(&epoll), Arc::clone(&counters)),
