@@ -20,6 +20,8 @@ const QUEUE_SIZE: u16 = 256;
 const MAX_FRAME_BYTES: usize = 65_536 + 18;
 /// Frames per queue and run, after which the other queue has its turn and the driver its interrupt.
 const FRAMES_PER_RUN: usize = 64;
+/// Bytes to the driver, likewise: so that it works on them while the next are read.
+const BYTES_PER_RUN: usize = 64 * 1024;
 
 /// What a run of a queue leaves to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

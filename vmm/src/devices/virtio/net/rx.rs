@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::buffers::{Direction, MAX_DESCRIPTORS, append_chain, copy_into};
 use super::header::{HEADER_BYTES, NUM_BUFFERS_OFFSET};
-use super::{FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
+use super::{BYTES_PER_RUN, FRAMES_PER_RUN, MAX_FRAME_BYTES, Progress, tap};
 use crate::devices::virtio::QueuePosition;
 use crate::devices::virtio::throttle::Throttle;
 use crate::metrics::{Counters, count};
@@ -59,6 +59,8 @@ pub(super) struct Receive {
     held_len: usize,
     /// How much of the frame is in those buffers.
     held_from: usize,
+    /// Bytes of frames that the driver has got.
+    received: usize,
     /// The used index when the driver was last considered for an interrupt.
     signalled: u16,
     /// Kept between frames to save its allocation.
@@ -88,6 +90,7 @@ impl Receive {
             held: Box::new([0; MAX_READ_BYTES]),
             held_len: 0,
             held_from: 0,
+            received: 0,
             signalled,
             used: Vec::new(),
             tap_ready: true,
@@ -115,9 +118,13 @@ impl Receive {
             more: true,
             ..Progress::default()
         };
+        let start = self.received;
         for _ in 0..FRAMES_PER_RUN {
             if !self.receive(tap)? {
                 progress.more = false;
+                break;
+            }
+            if self.received.wrapping_sub(start) >= BYTES_PER_RUN {
                 break;
             }
         }
@@ -262,6 +269,7 @@ impl Receive {
         // SAFETY: the iovecs are guest memory, which `self.memory` keeps mapped. The first chain holds the header.
         unsafe { copy_into(&self.iovecs, NUM_BUFFERS_OFFSET, &num_buffers) };
         self.iovecs.drain(..iovecs.min(self.iovecs.len()));
+        self.received = self.received.wrapping_add(len);
         count(&self.counters.net_rx_packets, 1);
         count(&self.counters.net_rx_bytes, (len - HEADER_BYTES) as u64);
         let published = self.publish(&used);

@@ -32,6 +32,8 @@ const TRANSMIT_KICK: u64 = OWN | 3;
 const TRANSPORT_RESET: u32 = 0;
 /// Packets per queue and run, after which the other queue has its turn and the driver its interrupt.
 const PACKETS_PER_RUN: usize = 64;
+/// Bytes to the guest, likewise: so that it works on them while the next are read.
+const BYTES_PER_RUN: usize = MAX_DATA_BYTES;
 
 /// Packets that one read of a socket may fill: with the buffers of Linux's driver, of 4 KiB, as much as one packet may hold.
 const MAX_BURST: usize = 16;
@@ -276,7 +278,12 @@ impl Service {
         // Chains that were taken and are still to be filled.
         let (mut heads, mut rooms) = (Vec::new(), Vec::new());
         let mut steps = 0;
+        let mut bytes = 0;
         while self.table.has_outgoing() {
+            if bytes >= BYTES_PER_RUN {
+                more = true;
+                break;
+            }
             while rooms.len() < self.burst && steps < PACKETS_PER_RUN {
                 steps += 1;
                 let Some(chain) = queue.iter(&self.memory)?.next() else {
@@ -314,6 +321,7 @@ impl Service {
             rooms.drain(..filled);
             for (head, length) in heads.drain(..filled).zip(lengths) {
                 queue.add_used(&self.memory, head, length)?;
+                bytes += length as usize;
             }
             used = true;
         }
