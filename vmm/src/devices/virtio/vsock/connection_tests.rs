@@ -174,3 +174,25 @@ fn reset_waits_until_the_last_byte_was_handed_on() {
         Some(Op::Reset)
     );
 }
+
+#[test]
+fn credit_is_asked_for_before_it_is_gone_and_not_over_and_over() {
+    let said = |fwd_cnt| Credit {
+        buf_alloc: 1000,
+        fwd_cnt,
+    };
+    let mut connection = established(said(0));
+    let mut asked_after = |answer: Option<u32>, len| {
+        if let Some(fwd_cnt) = answer {
+            connection.on_credit(said(fwd_cnt)).unwrap();
+        }
+        connection.on_sent(len);
+        connection.next_control().map(|control| control.op) == Some(Op::CreditRequest)
+    };
+    assert!(!asked_after(None, 500), "half of the buffer is free");
+    assert!(asked_after(None, 100));
+    assert!(!asked_after(None, 50), "the answer is still to come");
+    assert!(!asked_after(Some(0), 100), "it was asked less than a quarter ago");
+    assert!(asked_after(Some(0), 100));
+    assert!(!asked_after(Some(600), 200), "more than half is free again");
+}
