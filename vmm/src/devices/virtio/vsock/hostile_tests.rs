@@ -153,6 +153,32 @@ fn unusable_receive_buffers_are_returned_empty() {
 }
 
 #[test]
+fn unusable_receive_buffer_among_others_is_returned_in_its_turn() {
+    let mut guest = Guest::without_receive_buffers();
+    let accepted = guest.listen();
+    guest.receive.offer(&[(0x10_0000, 4096)], true);
+    guest.send(Op::Request, 5000, 1024);
+    guest.receive.wait_used(&guest.interrupt);
+    let mut host = accepted.recv_timeout(WAIT).unwrap().1;
+    let heads: Vec<u16> = (0..8)
+        .map(|slot| {
+            let len = if slot == 5 { 8 } else { 4096 };
+            guest.receive.offer(&[(0x10_0000 + slot * 4096, len)], true)
+        })
+        .collect();
+    let full = 4096 - HEADER_BYTES;
+    let mut used = Vec::new();
+    // The end of the first finds more buffers taken than it fills, the unusable one among them.
+    for (bytes, buffers) in [(3 * full + 100, 4), (3 * full, 4)] {
+        host.write_all(&vec![7; bytes]).unwrap();
+        used.extend((0..buffers).map(|_| guest.receive.wait_used(&guest.interrupt)));
+    }
+    let lengths = [4096, 4096, 4096, 100 + HEADER_BYTES, 4096, 0, 4096, 4096];
+    let expected: Vec<(u16, u32)> = heads.into_iter().zip(lengths.map(|len| len as u32)).collect();
+    assert_eq!(used, expected);
+}
+
+#[test]
 fn broken_ring_stops_its_queue_and_reset_cures_it() {
     let mut guest = Guest::new();
     guest.transmit.set_available(1000);

@@ -298,6 +298,10 @@ impl Service {
                 if let Some(room) = buffers.and_then(Room::new) {
                     heads.push(head);
                     rooms.push(room);
+                } else if !rooms.is_empty() {
+                    // Its turn comes when those before it are filled, or were given back.
+                    queue.go_to_previous_position();
+                    break;
                 } else {
                     count(&self.counters.device_errors, 1);
                     queue.add_used(&self.memory, head, 0)?;
