@@ -21,7 +21,7 @@ pub(super) const MAX_WAITING: usize = 16;
 /// How long the guest may take to answer a request, or to confirm the end of a connection.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The first connections get a large window, the others a small one: with all in use and nobody reading, the device
-/// buffers 40 MiB, and the kernel half as much again.
+/// buffers 40 MiB, and the kernel at most twice as much.
 pub(super) const LARGE_WINDOW_BYTES: u32 = 256 * 1024;
 pub(super) const SMALL_WINDOW_BYTES: u32 = 32 * 1024;
 const MAX_LARGE_WINDOWS: usize = 32;
@@ -288,7 +288,7 @@ impl Table {
             let mut lengths = Vec::with_capacity(rooms.len());
             let mut left = len;
             for room in rooms {
-                let part = left.min(room.data.len() as u32);
+                let part = (left as usize).min(room.data.len()) as u32;
                 let header = self.header(key, op, flags, part, credit);
                 room.header.write(&header.encode());
                 lengths.push(HEADER_BYTES as u32 + part);
