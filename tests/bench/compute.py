@@ -3,7 +3,7 @@
 import statistics
 
 from guest import say_and_finish, start
-from quiet import say
+from quiet import say, steady_tlbs
 
 # Each for some seconds: one in user space alone, and one whose input the kernel makes.
 JOBS = {
@@ -24,11 +24,12 @@ def seconds(kind):
 
 def rows(_rounds):
     found = {}
-    for number in range(ROUNDS):
-        for kind in ["berth", "qemu"]:
-            for name, took in seconds(kind).items():
-                found.setdefault((kind, name), []).append(took)
-                say(f"compute {number + 1} of {ROUNDS}, {kind}, {name}: {took:.2f} s")
+    with steady_tlbs():
+        for number in range(ROUNDS):
+            for kind in ["berth", "qemu"]:
+                for name, took in seconds(kind).items():
+                    found.setdefault((kind, name), []).append(took)
+                    say(f"compute {number + 1} of {ROUNDS}, {kind}, {name}: {took:.2f} s")
     medians = {key: statistics.median(times) for key, times in found.items()}
     return [
         *((f"compute_{name}_vs_qemu", medians["berth", name] / medians["qemu", name], "ratio") for name in JOBS),

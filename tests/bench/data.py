@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from guest import Lines, say_and_finish, spread, start
 from host import on_the_last_processor
-from quiet import say
+from quiet import say, steady_tlbs
 from vmm import Machine
 
 ROUNDS = 3
@@ -234,7 +234,8 @@ $b chroot /t socat -u -b262144 VSOCK-CONNECT:2:5001 OPEN:/dev/null
 
 def rows(_rounds):
     Machine.before = on_the_last_processor()
-    disks, links, streams = drives(), network(), vsock()
+    with steady_tlbs():
+        disks, links, streams = drives(), network(), vsock()
     table = []
     for name in JOBS:
         table.append((f"drive_{name}_vs_qemu", disks["berth", name] / disks["qemu", name], "ratio"))

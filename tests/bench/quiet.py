@@ -1,11 +1,19 @@
 """What keeps one measurement out of the next: old guests' memory, files in the page cache; and what tells of it."""
 
+import contextlib
 import mmap
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+# Pages of user space that keep the emulator's table of translated addresses at 512 entries, and how often, in seconds: it
+# makes a table smaller of which less than a third was used for a tenth of a second.
+TOUCHED_PAGES = 300
+TOUCHED_EVERY = 0.04
 
 
 def write_over_old_guests():
@@ -18,6 +26,39 @@ def write_over_old_guests():
             memory.madvise(advice)
             for page in range(0, size, mmap.PAGESIZE):
                 memory[page] = 0
+
+
+def _touch(processor):
+    os.sched_setaffinity(0, {processor})
+    size = TOUCHED_PAGES * mmap.PAGESIZE
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(0, size, mmap.PAGESIZE):
+            memory[page] = 0
+        while True:
+            # One byte of each page.
+            memory[:: mmap.PAGESIZE]
+            time.sleep(TOUCHED_EVERY)
+
+
+@contextlib.contextmanager
+def steady_tlbs():
+    """An emulated processor's table of translated addresses, one for all programs on it, is made larger and smaller by how much
+    of it is used. So a guest that computes has few conflicts beside a VMM that is busy itself, and many beside one that is not.
+    Here it is the same for every machine: something on each processor uses enough of it, for some 1 % of the time."""
+    if os.environ.get("BERTH_LAB") != "nested":
+        yield
+        return
+    context = multiprocessing.get_context("fork")
+    touching = [context.Process(target=_touch, args=(processor,)) for processor in os.sched_getaffinity(0)]
+    for process in touching:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in touching:
+            process.kill()
+            process.join()
 
 
 def forget_files():

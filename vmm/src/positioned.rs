@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use vm_memory::bitmap::BitmapSlice;
@@ -13,10 +15,6 @@ use vm_memory::{ReadVolatile, VolatileSlice};
 
 /// Most slices that one vectored call takes (`IOV_MAX`).
 pub const MAX_SLICES: usize = 1024;
-
-const HUGE_PAGE: usize = 2 << 20;
-/// From this size on, a second thread is worth its start.
-const READ_IN_HALVES: usize = 2 * HUGE_PAGE;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,42 +124,113 @@ impl Seek for PositionedFile<'_> {
 }
 
 impl ReadVolatile for PositionedFile<'_> {
-    /// Large slices are read in two halves at once: most of the time goes into the pages that are touched first.
+    /// Large slices are read by several threads at once. From the page cache by two: most of the time goes into the pages
+    /// that are touched first. From elsewhere by more: a disk, or a file server, has the answer to the next request ready by
+    /// the time the first one's has been taken.
     fn read_volatile<B: BitmapSlice>(
         &mut self,
         slice: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
         let guard = slice.ptr_guard_mut();
-        // A number, since a pointer does not go to another thread.
-        let (address, len) = (guard.as_ptr() as usize, guard.len());
-        let (file, position) = (self.file, self.position);
-        let part = |from: usize, to: usize| {
-            // SAFETY: the guard keeps `len` bytes from its pointer on valid for writing until the end of this function,
-            // and parts are within them; guest memory is only ever accessed as raw bytes.
-            unsafe { read_at(file, address + from, to - from, position + from as u64) }
-        };
-        let read = if len < READ_IN_HALVES {
-            part(0, len)
+        let pieces = if is_cached(self.file, self.position) {
+            OF_CACHE
         } else {
-            let middle = (len / 2).next_multiple_of(HUGE_PAGE);
-            let (first, second) = thread::scope(|scope| {
-                let second = scope.spawn(|| part(middle, len));
-                let first = part(0, middle);
-                (
-                    first,
-                    second.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())),
-                )
-            });
-            match first {
-                Ok(first) if first == middle => second.map(|second| first + second),
-                // What comes after a short read does not count; the caller asks for it again.
-                short => short,
-            }
+            OF_DISK
         };
+        // SAFETY: the guard keeps `len` bytes from its pointer on valid for writing until the end of this function; guest
+        // memory is only ever accessed as raw bytes.
+        let read = unsafe { read_in_pieces(self.file, guard.as_ptr(), guard.len(), self.position, &pieces) };
         let read = read.map_err(VolatileMemoryError::IOError)?;
         slice.bitmap().mark_dirty(0, read);
         self.position += read as u64;
         Ok(read)
+    }
+}
+
+/// How a slice is read.
+struct Pieces {
+    /// Each by one call.
+    bytes: usize,
+    most_readers: usize,
+}
+
+/// Of huge pages, so that no two readers make the same one.
+const OF_CACHE: Pieces = Pieces {
+    bytes: 4 << 20,
+    most_readers: 2,
+};
+const OF_DISK: Pieces = Pieces {
+    bytes: 512 << 10,
+    most_readers: 8,
+};
+
+/// Whether this part of the file is in the page cache, as far as its file system can tell.
+fn is_cached(file: &File, position: u64) -> bool {
+    let mut byte = 0_u8;
+    let vector = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: the vector is of one byte that outlives the call.
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            &vector,
+            1,
+            position.cast_signed(),
+            libc::RWF_NOWAIT,
+        )
+    };
+    read == 1
+}
+
+/// Reads up to `len` bytes to `start`, the pieces by several threads; returns how many there are without a gap.
+///
+/// # Safety
+/// `len` bytes from `start` on must be valid for writing, as raw bytes, during the call.
+unsafe fn read_in_pieces(
+    file: &File,
+    start: *mut u8,
+    len: usize,
+    position: u64,
+    pieces: &Pieces,
+) -> io::Result<usize> {
+    // A number, since a pointer does not go to another thread.
+    let address = start as usize;
+    let next = AtomicUsize::new(0);
+    // Where the first piece ended that was not read whole, and why.
+    let short = Mutex::new((len, Ok(())));
+    let reader = || {
+        loop {
+            let from = next.fetch_add(pieces.bytes, Ordering::Relaxed);
+            if from >= len {
+                return;
+            }
+            let want = pieces.bytes.min(len - from);
+            // SAFETY: what the caller promises; the piece is within it.
+            let read = unsafe { read_at(file, address + from, want, position + from as u64) };
+            let (end, error) = match read {
+                Ok(read) if read == want => continue,
+                Ok(read) => (from + read, Ok(())),
+                Err(error) => (from, Err(error)),
+            };
+            let mut short = short.lock().unwrap_or_else(PoisonError::into_inner);
+            if end < short.0 {
+                *short = (end, error);
+            }
+            return;
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..len.div_ceil(pieces.bytes).min(pieces.most_readers) {
+            scope.spawn(reader);
+        }
+        reader();
+    });
+    match short.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // The caller asks again for what comes after a short read, and so meets its error.
+        (0, Err(error)) => Err(error),
+        (read, _) => Ok(read),
     }
 }
 
@@ -222,27 +291,47 @@ mod tests {
 
     #[test]
     fn a_large_read_is_whole_and_a_short_one_ends_where_the_file_does() {
-        for file_bytes in [
-            READ_IN_HALVES,
-            READ_IN_HALVES / 2 + 5,
-            HUGE_PAGE - 1,
-            READ_IN_HALVES + 9,
-        ] {
+        const ROOM: usize = 2 * OF_CACHE.bytes + 1;
+        let ends = [OF_CACHE, OF_DISK].map(|pieces| pieces.bytes);
+        let ends = ends
+            .into_iter()
+            .flat_map(|end| [end - 1, end, end + 5, 2 * end, 2 * end + 9]);
+        for file_bytes in ends.chain([0, ROOM, ROOM + 1]) {
             let content: Vec<u8> = (0..file_bytes).map(|index| (index / 7) as u8).collect();
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&content).unwrap();
-            let mut buffer = vec![0xee; READ_IN_HALVES + 1];
-            let mut slice = VolatileSlice::from(&mut buffer[..]);
+            for pieces in [OF_CACHE, OF_DISK] {
+                let mut buffer = vec![0xee; ROOM];
+                // SAFETY: the buffer is of this many bytes.
+                let read = unsafe { read_in_pieces(&file, buffer.as_mut_ptr(), ROOM, 0, &pieces) };
+                let read = read.unwrap();
+                assert_eq!(read, file_bytes.min(ROOM), "a file of {file_bytes} bytes");
+                assert!(buffer[..read] == content[..read], "a file of {file_bytes} bytes");
+            }
+            let mut buffer = vec![0xee; ROOM];
             let mut positioned = PositionedFile::new(&file);
+            let mut slice = VolatileSlice::from(&mut buffer[..]);
             let read = positioned.read_volatile(&mut slice).unwrap();
-            assert_eq!(
-                read,
-                file_bytes.min(READ_IN_HALVES + 1),
-                "a file of {file_bytes} bytes"
-            );
-            assert!(buffer[..read] == content[..read], "a file of {file_bytes} bytes");
+            assert_eq!(read, file_bytes.min(ROOM), "a file of {file_bytes} bytes");
             assert_eq!(positioned.position, read as u64);
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123").unwrap();
+        let write_only = File::options()
+            .write(true)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .unwrap();
+        let mut buffer = vec![0; 2 * OF_DISK.bytes];
+        let mut slice = VolatileSlice::from(&mut buffer[..]);
+        assert!(
+            PositionedFile::new(&write_only)
+                .read_volatile(&mut slice)
+                .is_err()
+        );
     }
 
     #[test]
