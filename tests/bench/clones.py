@@ -11,6 +11,8 @@ from vmm import Machine, Snapshot
 
 # Memory of the machines that are written down, in MiB.
 SNAPSHOTS = [128, MEMORY_MIB, 2048]
+# Seconds that each is left alone before, as the daemon does with a template.
+SETTLING = 4
 
 
 def snapshots():
@@ -23,7 +25,7 @@ def snapshots():
         machine = Machine(IDLE, snapshot=files, vsock=True, jailed=True)
         try:
             machine.wait_for_connection()
-            time.sleep(1)
+            time.sleep(SETTLING)
             taken[memory_mib] = files, machine.take_snapshot()
         finally:
             machine.close()

@@ -32,6 +32,9 @@ use crate::task::spec::image_drive;
 
 /// How long a template may take to boot, and its trial to run a task.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long one that has booted is left alone before it is written down. What a kernel puts off after its boot, and the first
+/// reports of free memory, each clone would do again: a sixth of its pages, and of the time that a restore takes.
+const SETTLING: Duration = Duration::from_secs(4);
 /// Larger machines boot: restored over and over under load, one of four vCPUs was seen to fall silent, and it is not known
 /// why.
 const MOST_VCPUS: u32 = 1;
@@ -334,6 +337,7 @@ impl Templates {
             starter,
             async |machine| {
                 wait_for_hello(machine).await?;
+                tokio::time::sleep(SETTLING).await;
                 faults::pass(Point::TemplateBooted);
                 machine.snapshot().await?;
                 written(Point::TemplateWritten)
