@@ -3,6 +3,7 @@
 # system, which stays untouched below a throw-away layer, and goes on with inside.sh there.
 #
 # Kernel command line: berth.lab=FOLDER (the run's folder: env, command) berth.inside=SCRIPT berth.results=FOLDER
+# berth.cache=loose or none, of what is read
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -36,11 +37,12 @@ for word in $(cat /proc/cmdline); do
         berth.inside=*) inside=${word#*=} ;;
         berth.results=*) results=${word#*=} ;;
         berth.modules=*) modules=${word#*=} ;;
+        berth.cache=*) cache=${word#*=} ;;
     esac
 done
 
 nine="trans=virtio,version=9p2000.L,msize=512000"
-mount -t 9p -o "$nine,cache=loose,ro" host /host || fail "cannot mount the machine's file system"
+mount -t 9p -o "$nine,cache=$cache,ro" host /host || fail "cannot mount the machine's file system"
 mount -t ext4 -o noatime,nobarrier /dev/vda /disk || fail "cannot mount the lab's disk"
 mkdir -p /disk/upper /disk/work /disk/data
 mount -t overlay -o lowerdir=/host,upperdir=/disk/upper,workdir=/disk/work overlay /root || fail "cannot make the root"

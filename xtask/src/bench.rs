@@ -19,6 +19,8 @@ pub(crate) struct Options {
     /// Measures this group alone: boots, clones, starts, logs, compute or data; can be given several times
     #[arg(long, value_name = "GROUP")]
     only: Vec<String>,
+    #[command(flatten)]
+    emulated: lab::Emulated,
     /// Installs what is needed without asking (as do CI=true and BERTH_YES=1)
     #[arg(long)]
     yes: bool,
@@ -41,7 +43,9 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
     for group in &options.only {
         line.extend(["--only".into(), group.into()]);
     }
-    let status = lab::run(&lab::Options::for_command(line, options.yes))?;
+    let mut in_lab = lab::Options::for_command(line, options.yes);
+    in_lab.emulated = options.emulated.clone();
+    let status = lab::run(&in_lab)?;
     if let (0, Some(wanted)) = (status, &options.json) {
         std::fs::copy(&figures, wanted).with_context(|| format!("cannot write {}", wanted.display()))?;
     }

@@ -28,6 +28,33 @@ const PASSED_PREFIXES: [&str; 3] = ["BERTH_", "CARGO_", "RUST_"];
 /// Further ones, by name.
 const PASSED: [&str; 8] = ["CI", "HOME", "LANG", "LC_ALL", "NO_COLOR", "PATH", "TERM", "USER"];
 
+/// What the nested lab emulates, which measurements may want otherwise.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Emulated {
+    /// The nested lab's processor, as QEMU's -cpu takes it
+    #[arg(long, default_value = nested::PROCESSOR)]
+    pub(crate) processor: String,
+    /// Whether the nested lab caches what it reads of this machine's files; labs of virtme-ng do not
+    #[arg(long, value_enum, default_value_t = HostFiles::Cached)]
+    pub(crate) host_files: HostFiles,
+}
+
+impl Default for Emulated {
+    fn default() -> Self {
+        Self {
+            processor: nested::PROCESSOR.to_owned(),
+            host_files: HostFiles::Cached,
+        }
+    }
+}
+
+/// How this machine's files are read in a nested lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum HostFiles {
+    Cached,
+    Uncached,
+}
+
 /// What to run, and in what.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
@@ -46,9 +73,8 @@ pub(crate) struct Options {
     /// Seconds without a word from the command after which a nested lab counts as lost
     #[arg(long)]
     pub(crate) silence: Option<u64>,
-    /// The nested lab's processor, as QEMU's -cpu takes it
-    #[arg(long, default_value = nested::PROCESSOR)]
-    pub(crate) processor: String,
+    #[command(flatten)]
+    pub(crate) emulated: Emulated,
     /// Passes one more environment variable
     #[arg(long = "env", value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -72,7 +98,7 @@ impl Options {
             disk: 24,
             timeout: None,
             silence: None,
-            processor: nested::PROCESSOR.to_owned(),
+            emulated: Emulated::default(),
             names: Vec::new(),
             nested: false,
             yes,

@@ -18,7 +18,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::image::Image;
 use super::watch::{End, Limits, Signal, Watch};
-use super::{LAB_FAILED, Options, TIMED_OUT, default_memory_mib, environment, results, say_timed_out};
+use super::{HostFiles, LAB_FAILED, Options, TIMED_OUT, default_memory_mib, environment, results, say_timed_out};
 use crate::step::run as run_command;
 use crate::workspace;
 
@@ -171,10 +171,15 @@ fn emulator(
     // half alive.
     let cmdline = format!(
         "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic hung_task_panic=1 nokaslr mitigations=off apparmor=0 audit=0 nowatchdog random.trust_cpu=on \
-         net.ifnames=0 berth.lab={} berth.inside={} berth.results={} berth.modules={modules}",
+         net.ifnames=0 berth.lab={} berth.inside={} berth.results={} berth.modules={modules} berth.cache={}",
         utf8(&folder.path)?,
         utf8(&inside)?,
         utf8(&results())?,
+        // As the 9p file system names them.
+        match options.emulated.host_files {
+            HostFiles::Cached => "loose",
+            HostFiles::Uncached => "none",
+        },
     );
     ensure!(
         cmdline.len() < 2000,
@@ -195,7 +200,7 @@ fn emulator(
         "-machine",
         "q35,accel=tcg,usb=off,smbus=off,sata=off",
         "-cpu",
-        &options.processor,
+        &options.emulated.processor,
     ]);
     command.args(["-smp", &options.cpus.to_string(), "-m", &memory.to_string()]);
     command
