@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use huge_pages::{BadHugePages, HugePages};
 pub use husk::{HandOver, HuskConfig, PlaceError};
 pub use limits::{LimitsConfig, LimitsError, RateConfig};
-pub use working_set::{PAGE_BYTES, PageRange, WorkingSet};
+pub use working_set::{Area, PAGE_BYTES, PageRange, WorkingSet};
 
 /// Version of [`MachineConfig`]; a machine refuses any other.
 pub const CONFIG_VERSION: u32 = 2;

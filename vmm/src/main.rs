@@ -115,7 +115,7 @@ fn run_husk(
     let (core, parent) = unsafe { handed::Core::take(&husk) }
         .map_err(|error| format!("cannot use the descriptors handed over: {error}"))?;
     let jail = enter_jail(husk.jail.as_ref()).map_err(|error| format!("cannot enter the jail: {error}"))?;
-    let core = Core::new(&husk.alone(), core, None).and_then(|mut core| core.prefetch().map(|()| core));
+    let core = Core::new(&husk.alone(), core, None).map(Core::settled);
     let core = core.map_err(|error| format!("cannot build the husk: {error}"))?;
 
     let Some((rest, descriptors)) = husk::wait(&parent)? else {

@@ -4,8 +4,6 @@
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -16,9 +14,9 @@ use crate::arch::acpi::Hardware;
 use crate::arch::boot::{self, Payload};
 use crate::arch::vcpu::VcpuTemplate;
 use crate::arch::vm;
-use crate::config::{MachineConfig, WorkingSet};
+use crate::config::MachineConfig;
 use crate::handed::{self, Start};
-use crate::memory::{self, MemoryFile};
+use crate::memory::{self, MemoryFile, Prefetch};
 use crate::metrics::{Counters, Phases};
 use crate::snapshot::{self, MachineState};
 
@@ -30,6 +28,8 @@ pub struct Core {
     pub(super) template: VcpuTemplate,
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) counters: Arc<Counters>,
+    /// Of a guest that goes on.
+    pub(super) pages: Option<Pages>,
     origin: Origin,
 }
 
@@ -39,17 +39,24 @@ enum Origin {
         initrd: Option<File>,
         cmdline: String,
     },
-    Snapshot {
-        state: Box<MachineState>,
-        prefetch: Prefetch,
-    },
+    Snapshot(Box<MachineState>),
 }
 
-enum Prefetch {
-    Wanted(WorkingSet),
-    Begun(JoinHandle<u64>),
+/// Of the pages that the guest needs first.
+pub(super) enum Pages {
+    Coming(Prefetch),
     /// Microseconds that it took.
-    Done(u64),
+    There(u64),
+}
+
+impl Pages {
+    /// Waits for them, and says how long they took in all.
+    pub(super) fn settle(self) -> u64 {
+        match self {
+            Self::Coming(prefetch) => prefetch.end(),
+            Self::There(microseconds) => microseconds,
+        }
+    }
 }
 
 impl Core {
@@ -73,6 +80,13 @@ impl Core {
             page_by_page: how.page_by_page,
         });
         let memory = memory::allocate_of(config.huge_pages, config.memory_mib, file)?;
+        // They come beside all that is done next.
+        let prefetch = match &start {
+            Start::Boot { .. } => None,
+            Start::Restore { working_set, .. } => {
+                Some(Prefetch::begin(&memory, working_set).map_err(MachineError::Prefetch)?)
+            }
+        };
         let vm = vm::create(&kvm, &memory)?;
         let template = VcpuTemplate::new(&kvm, config.vcpus)?;
         let vcpus = create_vcpus(&vm, config.vcpus)?;
@@ -87,18 +101,18 @@ impl Core {
                 initrd,
                 cmdline,
             },
-            Start::Restore { state, working_set } => {
+            Start::Restore { state, .. } => {
                 let state = snapshot::read(&state)?;
                 state.check_core(config)?;
                 for ((index, vcpu), state) in (0..).zip(&vcpus).zip(&state.vcpus) {
                     template.prepare(vcpu, index, state)?;
                 }
-                Origin::Snapshot {
-                    state: Box::new(state),
-                    prefetch: Prefetch::Wanted(working_set),
-                }
+                Origin::Snapshot(Box::new(state))
             }
         };
+        if let (Some(prefetch), Some(first)) = (&prefetch, vcpus.first()) {
+            prefetch.for_guest(first).map_err(MachineError::Prefetch)?;
+        }
         Ok(Self {
             kvm,
             memory,
@@ -106,19 +120,18 @@ impl Core {
             template,
             vcpus,
             counters,
+            pages: prefetch.map(Pages::Coming),
             origin,
         })
     }
 
-    /// Has the pages that the guest needs first where it will look for them. Returns when they are there.
-    pub fn prefetch(&mut self) -> Result<(), MachineError> {
-        self.begin_prefetch()?;
-        self.end_prefetch();
-        Ok(())
+    /// Returns when the pages that the guest needs first are where it will look for them.
+    pub fn settled(mut self) -> Self {
+        self.pages = self.pages.map(|pages| Pages::There(pages.settle()));
+        self
     }
 
-    /// Puts the vCPUs where the guest is to begin, or to go on: from here on its time passes. Its pages are prefetched beside
-    /// whatever comes next, if they were not before.
+    /// Puts the vCPUs where the guest is to begin, or to go on: from here on its time passes.
     pub(super) fn go_on(&mut self, config: &MachineConfig) -> Result<(), MachineError> {
         match &self.origin {
             Origin::Kernel {
@@ -141,7 +154,7 @@ impl Core {
                     self.template.apply(vcpu, index, entry)?;
                 }
             }
-            Origin::Snapshot { state, .. } => {
+            Origin::Snapshot(state) => {
                 state.check_devices(config)?;
                 for ((index, vcpu), state) in (0..).zip(&self.vcpus).zip(&state.vcpus) {
                     self.template.restore(vcpu, index, state)?;
@@ -149,50 +162,14 @@ impl Core {
                 state.vm.set(&self.vm)?;
             }
         }
-        self.begin_prefetch()
+        Ok(())
     }
 
     /// Where the guest goes on, if it does not begin.
     pub(super) fn state(&self) -> Option<&MachineState> {
         match &self.origin {
             Origin::Kernel { .. } => None,
-            Origin::Snapshot { state, .. } => Some(state),
-        }
-    }
-
-    fn begin_prefetch(&mut self) -> Result<(), MachineError> {
-        if let Origin::Snapshot { prefetch, .. } = &mut self.origin
-            && let Prefetch::Wanted(working_set) = prefetch
-            && let Some(first) = self.vcpus.first()
-        {
-            let begun = memory::prefetch_aside(&self.memory, working_set, first);
-            *prefetch = Prefetch::Begun(begun.map_err(MachineError::Prefetch)?);
-        }
-        Ok(())
-    }
-
-    fn end_prefetch(&mut self) {
-        if let Origin::Snapshot { prefetch, .. } = &mut self.origin {
-            let begun = std::mem::replace(prefetch, Prefetch::Done(0));
-            *prefetch = match begun {
-                // A thread that panicked has prefetched what it has.
-                Prefetch::Begun(thread) => Prefetch::Done(thread.join().unwrap_or(0)),
-                other => other,
-            };
-        }
-    }
-
-    /// Waits for the pages that are prefetched, and counts how long they took.
-    pub(super) fn settle(&mut self, counters: &Counters) {
-        self.end_prefetch();
-        if let Origin::Snapshot {
-            prefetch: Prefetch::Done(microseconds),
-            ..
-        } = self.origin
-        {
-            counters
-                .start_working_set_us
-                .store(microseconds, Ordering::Relaxed);
+            Origin::Snapshot(state) => Some(state),
         }
     }
 }

@@ -7,6 +7,7 @@ mod limits;
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::core::Core;
+use self::core::Pages;
 use crate::arch::boot::BootError;
 use crate::arch::layout;
 use crate::arch::state::{Saveable, StateError};
@@ -101,6 +103,7 @@ pub struct Machine {
     buses: Arc<Buses>,
     controlled: ControlledMachine,
     gate: Arc<Gate>,
+    pages: Option<Pages>,
     exit: Option<File>,
     jail: Jail,
     started: Instant,
@@ -237,9 +240,12 @@ impl Core {
         };
         let gate = Arc::new(Gate::default());
         phases.end(&counters.start_devices_us);
-        self.settle(&counters);
         let Core {
-            memory, vm, vcpus, ..
+            memory,
+            vm,
+            vcpus,
+            pages,
+            ..
         } = self;
 
         Ok(Machine {
@@ -261,6 +267,7 @@ impl Core {
                 writer,
             },
             gate,
+            pages,
             exit,
             jail,
             started,
@@ -282,6 +289,7 @@ impl Machine {
             buses,
             mut controlled,
             gate,
+            pages,
             exit,
             jail,
             started,
@@ -301,6 +309,11 @@ impl Machine {
             .start(&controlled.vcpus, &context)
             .map_err(MachineError::StartVcpus)
             .and_then(|()| jail.confine(Thread::Main).map_err(MachineError::Confine));
+        // The thread that gets them is under no filter, so it ends before the guest runs.
+        if let Some(pages) = pages {
+            let took = &controlled.counters.start_working_set_us;
+            took.store(pages.settle(), Ordering::Relaxed);
+        }
         match ready {
             Ok(()) => then(),
             Err(error) => ending.end(ExitReason::Error, Some(error.to_string())),

@@ -19,7 +19,7 @@ mod aligned;
 mod neighbours;
 mod working_set;
 
-pub use working_set::prefetch_aside;
+pub use working_set::Prefetch;
 
 /// Pieces of a file that are mapped or left out: a huge page, so that what is left out can have some.
 const CHUNK_BYTES: u64 = 2 << 20;

@@ -4,7 +4,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -14,53 +15,87 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion}
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
-use super::neighbours;
-use crate::config::{PAGE_BYTES, PageRange, WorkingSet};
+use super::neighbours::keep_apart;
+use crate::config::{Area, PAGE_BYTES, PageRange, WorkingSet};
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
-/// Prefetches on a thread of its own, beside what else is done before the guest runs. How long it took, in microseconds.
-pub fn prefetch_aside(
-    memory: &GuestMemoryMmap,
-    set: &WorkingSet,
-    vcpu: &VcpuFd,
-) -> io::Result<JoinHandle<u64>> {
-    // SAFETY: a vCPU owns its descriptor, which is open for as long as `vcpu` is borrowed.
-    let vcpu = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) }.try_clone_to_owned()?;
-    let (memory, set) = (memory.clone(), set.clone());
-    thread::Builder::new().name("prefetch".to_owned()).spawn(move || {
-        let begun = Instant::now();
-        prefetch(&memory, &set, &vcpu);
-        u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
-    })
+/// The thread that has the pages put there, beside what else is done before the guest runs.
+#[derive(Debug)]
+pub struct Prefetch {
+    thread: JoinHandle<u64>,
+    vcpu: Sender<OwnedFd>,
 }
 
-/// Maps the pages of `set` for the process and, where the host can (Linux 6.11), for the guest, whose first vCPU has its
-/// CPUID. Those that the guest is known to write to get a copy of their own, if the memory is not `shared`.
-fn prefetch(memory: &GuestMemoryMmap, set: &WorkingSet, vcpu: &impl AsRawFd) {
+impl Prefetch {
+    /// Begins to map the pages of `set` for the process. Those that the guest is known to write to get a copy of their own, if
+    /// the memory is not shared.
+    pub fn begin(memory: &GuestMemoryMmap, set: &WorkingSet) -> io::Result<Self> {
+        let (vcpu, told) = mpsc::channel();
+        let (memory, written, areas) = (memory.clone(), set.written.clone(), set.areas());
+        let thread = thread::Builder::new().name("prefetch".to_owned());
+        let thread = thread.spawn(move || {
+            let begun = Instant::now();
+            populate(&memory, &written, &areas);
+            map(&memory, &areas, told.recv().ok());
+            u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+        })?;
+        Ok(Self { thread, vcpu })
+    }
+
+    /// Has the pages mapped for the guest as well, where the host can (Linux 6.11), by a vCPU that has its CPUID.
+    pub fn for_guest(&self, vcpu: &VcpuFd) -> io::Result<()> {
+        // SAFETY: a vCPU owns its descriptor, which is open for as long as `vcpu` is borrowed.
+        let vcpu = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) }.try_clone_to_owned()?;
+        // A thread that has ended will not prefetch any more.
+        let _ = self.vcpu.send(vcpu);
+        Ok(())
+    }
+
+    /// Returns when the pages are there: how long that took, in microseconds.
+    pub fn end(self) -> u64 {
+        drop(self.vcpu);
+        // A thread that panicked has prefetched what it has.
+        self.thread.join().unwrap_or(0)
+    }
+}
+
+/// Maps the pages that are written to, and keeps those that are read apart from all others.
+fn populate(memory: &GuestMemoryMmap, written: &[PageRange], areas: &[Area]) {
     // First of all: to part an area takes what is around the new border out of the guest's tables again.
-    for range in &set.read {
-        for_each_piece(memory, range, |host, guest| {
-            neighbours::keep_apart(host, (guest.end - guest.start) as usize);
+    for area in areas.iter().filter(|area| area.read) {
+        for_each_piece(memory, &area.pages, |host, guest| {
+            keep_apart(host, length(&guest))
         });
     }
-    let mut mappable = true;
-    for (ranges, advice) in [
-        (&set.written, libc::MADV_POPULATE_WRITE),
-        (&set.read, libc::MADV_POPULATE_READ),
-    ] {
-        for range in ranges {
-            for_each_piece(memory, range, |host, guest| {
-                let len = (guest.end - guest.start) as usize;
-                // SAFETY: the piece lies within a region of `memory`, which is mapped for as long as `memory` is borrowed;
-                // to populate it changes no content.
-                let populated = unsafe { libc::madvise(host.cast(), len, advice) } == 0;
-                if populated && mappable {
-                    mappable = map_for_guest(vcpu, guest).is_ok();
-                }
-            });
-        }
+    for range in written {
+        for_each_piece(memory, range, |host, guest| {
+            advise(host, length(&guest), libc::MADV_POPULATE_WRITE)
+        });
     }
+}
+
+/// Maps all pages, for the guest if that can be.
+fn map(memory: &GuestMemoryMmap, areas: &[Area], mut vcpu: Option<OwnedFd>) {
+    for area in areas {
+        for_each_piece(memory, &area.pages, |host, guest| {
+            let bytes = length(&guest);
+            // What is mapped for the guest is mapped for the process before.
+            vcpu = vcpu.take().filter(|vcpu| map_for_guest(vcpu, guest).is_ok());
+            if vcpu.is_none() {
+                advise(host, bytes, libc::MADV_POPULATE_READ);
+            }
+        });
+    }
+}
+
+fn length(guest: &Range<u64>) -> usize {
+    (guest.end - guest.start) as usize
+}
+
+fn advise(host: *mut u8, bytes: usize, advice: libc::c_int) {
+    // SAFETY: this changes no content, and fails where nothing is mapped.
+    unsafe { libc::madvise(host.cast(), bytes, advice) };
 }
 
 /// Calls `with` for each part of the pages that lies in one region, with its address here and its addresses in the guest.

@@ -18,7 +18,9 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::image::Image;
 use super::watch::{End, Limits, Signal, Watch};
-use super::{HostFiles, LAB_FAILED, Options, TIMED_OUT, default_memory_mib, environment, results, say_timed_out};
+use super::{
+    HostFiles, LAB_FAILED, Options, TIMED_OUT, default_memory_mib, environment, results, say_timed_out,
+};
 use crate::step::run as run_command;
 use crate::workspace;
 
