@@ -44,7 +44,10 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         line.extend(["--only".into(), group.into()]);
     }
     let mut in_lab = lab::Options::for_command(line, options.yes);
-    in_lab.emulated = options.emulated.clone();
+    in_lab.emulated = lab::Emulated {
+        awake: true,
+        ..options.emulated.clone()
+    };
     let status = lab::run(&in_lab)?;
     if let (0, Some(wanted)) = (status, &options.json) {
         std::fs::copy(&figures, wanted).with_context(|| format!("cannot write {}", wanted.display()))?;

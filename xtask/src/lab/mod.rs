@@ -37,6 +37,9 @@ pub(crate) struct Emulated {
     /// Whether the nested lab caches what it reads of this machine's files; labs of virtme-ng do not
     #[arg(long, value_enum, default_value_t = HostFiles::Cached)]
     pub(crate) host_files: HostFiles,
+    /// Keeps this machine's processors from idling: one that is virtual itself comes back late from that
+    #[arg(long)]
+    pub(crate) awake: bool,
 }
 
 impl Default for Emulated {
@@ -44,6 +47,7 @@ impl Default for Emulated {
         Self {
             processor: nested::PROCESSOR.to_owned(),
             host_files: HostFiles::Cached,
+            awake: false,
         }
     }
 }

@@ -63,6 +63,7 @@ fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
     let (err, err_far) = port()?;
     let (control, control_far) = port()?;
     let mut command = emulator(options, image, folder, [&out_far, &err_far, &control_far])?;
+    let _awake = options.emulated.awake.then(keep_awake).transpose()?;
     let start = Instant::now();
     let mut emulator = Running(
         command
@@ -118,7 +119,21 @@ fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
     Ok(end)
 }
 
-/// The emulator's process; it does not outlive this value.
+/// Has each processor do something whenever it has nothing to do. Whatever else there is comes first.
+fn keep_awake() -> Result<Vec<Running>> {
+    let processors = thread::available_parallelism().context("cannot count the processors")?;
+    let idle = ["--idle", "0", "setpriv", "--pdeathsig", "KILL", "--"];
+    (0..processors.get())
+        .map(|_| {
+            let mut command = Command::new("chrt");
+            command.args(idle).args(["sh", "-c", "while :; do :; done"]);
+            let child = command.spawn().context("cannot run chrt")?;
+            Ok(Running(child))
+        })
+        .collect()
+}
+
+/// A process of the run's; it does not outlive this value.
 struct Running(Child);
 
 impl Running {
