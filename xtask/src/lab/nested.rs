@@ -59,11 +59,12 @@ pub(super) fn run(options: &Options, image: &Image) -> Result<u8> {
 
 fn boot(options: &Options, image: &Image, folder: &RunFolder) -> Result<End> {
     folder.fill(options)?;
+    // Before there are ports, which would be open in these processes too.
+    let _awake = options.emulated.awake.then(keep_awake).transpose()?;
     let (out, out_far) = port()?;
     let (err, err_far) = port()?;
     let (control, control_far) = port()?;
     let mut command = emulator(options, image, folder, [&out_far, &err_far, &control_far])?;
-    let _awake = options.emulated.awake.then(keep_awake).transpose()?;
     let start = Instant::now();
     let mut emulator = Running(
         command
